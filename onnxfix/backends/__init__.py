@@ -1,0 +1,117 @@
+"""One seam, three backends: ONNX Runtime, TensorRT and TensorRT-RTX. Each says whether it is here, and why not.
+
+    ort.py        ONNX Runtime in this process: constant folding, and both sides of the parity
+    reference.py  ONNX's own reference evaluator, in a child process with a time limit: where ONNX Runtime can't
+    feeds.py      inputs for the parity: seeded, or from the user's file
+    compare.py    two sets of outputs, judged by Polygraphy
+    trt.py        TensorRT and TensorRT-RTX, driven through Polygraphy in a long-lived child process
+    worker.py     that child
+
+Importing this package imports none of the heavy ones.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from onnxfix.errors import OnnxfixError
+
+
+class BackendError(OnnxfixError):
+    """A backend could not do what was asked; `str(error)` is its own reason, on one line."""
+
+    exit_status = 1
+
+
+@dataclass(frozen=True)
+class BackendInfo:
+    """What `onnxfix doctor` shows of one backend."""
+
+    name: str  # as imported: onnxruntime, tensorrt, tensorrt_rtx
+    available: bool
+    version: str = ""
+    why_not: str = ""
+    how_to_get: str = ""
+    notes: tuple[str, ...] = field(default=())
+
+
+HOW_TO_GET = {
+    "onnxruntime": "pip install 'onnxfix[prove]'",
+    "polygraphy": "pip install 'onnxfix[prove]'",
+    "tensorrt": "on a Jetson it comes with JetPack (apt install python3-libnvinfer; a virtual environment needs "
+    "--system-site-packages); elsewhere: pip install 'onnxfix[tensorrt]'",
+    "tensorrt_rtx": "pip install 'onnxfix[rtx]' (Linux or Windows on x86-64; needs no GPU)",
+}
+
+DISTRIBUTIONS = {
+    "tensorrt_rtx": ("tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "tensorrt-rtx"),
+    "tensorrt": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12", "tensorrt-cu11"),
+}
+
+
+def absent(module: str) -> str:
+    """Why `module` can't be imported, "" when it can as far as a look at the disk tells. Imports nothing."""
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        spec = None
+    # A folder of that name on the path is found too, as a namespace package without origin.
+    if spec is None or spec.origin is None:
+        return f"the Python package {module} is not installed"
+    if module == "tensorrt" and not _has_binary(Path(spec.origin).parent):
+        return "the tensorrt installed here is only the placeholder of the package index, without NVIDIA's libraries"
+    return ""
+
+
+def _has_binary(package: Path) -> bool:
+    """Whether a TensorRT package carries, or stands beside, its compiled bindings."""
+    if importlib.util.find_spec("tensorrt_bindings") is not None:
+        return True
+    return any(p.suffix in (".so", ".pyd") for p in package.iterdir())
+
+
+def version(module: str) -> str:
+    """Version from the package's metadata, "" when there is none."""
+    for name in DISTRIBUTIONS.get(module, (module,)):
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return ""
+
+
+def survey() -> list[BackendInfo]:
+    """All backends, the missing ones with the reason. An installed TensorRT is asked itself, in its child process."""
+    return [_survey_ort(), _survey_tensorrt("tensorrt"), _survey_tensorrt("tensorrt_rtx")]
+
+
+def _survey_ort() -> BackendInfo:
+    missing = [(m, why) for m in ("onnxruntime", "polygraphy") if (why := absent(m))]
+    if missing:
+        module, why = missing[0]
+        return BackendInfo("onnxruntime", False, version("onnxruntime"), why, HOW_TO_GET[module])
+    notes = (f"through polygraphy {version('polygraphy')}",)
+    return BackendInfo("onnxruntime", True, version("onnxruntime"), notes=notes)
+
+
+def _survey_tensorrt(flavour: str) -> BackendInfo:
+    from onnxfix.backends import trt
+
+    for module in (flavour, "polygraphy"):
+        if why := absent(module):
+            return BackendInfo(flavour, False, version(flavour), why, HOW_TO_GET[module])
+    try:
+        with trt.TensorRT(flavour) as tensorrt:
+            about = tensorrt.about()
+    except OnnxfixError as error:
+        return BackendInfo(flavour, False, version(flavour), str(error), HOW_TO_GET[flavour])
+    notes = [f"through polygraphy {about.polygraphy}"]
+    if about.capabilities:
+        notes.append(f"builds for compute capability {', '.join(about.capabilities)}")
+    if about.no_driver:
+        notes.append(f"{about.no_driver}: engines can be built but not run" if flavour == "tensorrt_rtx" else
+                     f"{about.no_driver}: models can be parsed, engines can be neither built nor run")  # fmt: skip
+    return BackendInfo(flavour, True, about.version, notes=tuple(notes))

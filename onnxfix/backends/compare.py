@@ -1,0 +1,99 @@
+"""Two sets of outputs, judged by Polygraphy's CompareFunc.simple, with NaN and infinity counted and not passed over."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One output of one sample. Errors are absolute, in the output's own unit; `magnitude` is max |before|."""
+
+    verdict: str  # "equal", "within", "beyond", or what differs besides the values: "shape", "finite", "kind"
+    elements: int = 0
+    finite: int = 0  # elements that are numbers on both sides: only these prove anything
+    max_abs: float = 0.0
+    magnitude: float = 0.0
+    low: float = 0.0
+    high: float = 0.0
+    cosine: float | None = None
+    note: str = ""
+
+    @property
+    def relative(self) -> float:
+        """The largest error in units of the output's largest magnitude."""
+        return self.max_abs / self.magnitude if self.magnitude else self.max_abs
+
+
+def compare(name: str, before: Any, after: Any, tolerance: float) -> Compared:
+    """Compare by value. `tolerance` is relative to max |before|; integers, booleans and strings must be equal."""
+    if not isinstance(before, np.ndarray) or not isinstance(after, np.ndarray):
+        return Compared("kind", note="not a tensor")
+    if before.shape != after.shape:
+        return Compared("shape", note=f"{list(before.shape)} before, {list(after.shape)} after")
+    if before.dtype.kind not in "biuf":
+        same = bool(np.array_equal(before, after))
+        return Compared("equal" if same else "beyond", before.size, before.size, 0.0 if same else 1.0)
+    # Both whole: int64 keeps every digit. Otherwise float64 holds either side's values.
+    common = np.int64 if {before.dtype.kind, after.dtype.kind} <= set("biu") else np.float64
+    reference, found = before.astype(common), after.astype(common)
+    lost = ~np.isfinite(reference), ~np.isfinite(found)
+    # NaN against NaN and inf against the same inf agree; anything else is a difference no tolerance covers.
+    odd = lost[0] | lost[1]
+    agree = np.array_equal(reference[odd], found[odd], equal_nan=True)
+    if not agree:
+        note = f"{int(lost[0].sum())} NaN or infinite values before, {int(lost[1].sum())} after, of {before.size}"
+        return Compared("finite", before.size, int((~odd).sum()), note=note)
+    numbers, others = reference[~odd], found[~odd]
+    if not numbers.size:
+        return Compared("equal", before.size, 0)
+    magnitude = float(np.abs(numbers).max())
+    allowed = tolerance * magnitude if before.dtype.kind == "f" else 0.0
+    passed, max_abs = _polygraphy(name, numbers, others, allowed)
+    return Compared(
+        "equal" if max_abs == 0.0 else "within" if passed else "beyond",
+        before.size,
+        int(numbers.size),
+        max_abs,
+        magnitude,
+        float(numbers.min()),
+        float(numbers.max()),
+        _cosine(numbers, others),
+    )
+
+
+def _polygraphy(name: str, before: np.ndarray, after: np.ndarray, allowed: float) -> tuple[bool, float]:
+    from polygraphy.comparator import CompareFunc, IterationResult
+    from polygraphy.logger import G_LOGGER
+
+    simple = CompareFunc.simple(atol=allowed, rtol=0.0, check_error_stat="elemwise")
+    with G_LOGGER.verbosity(G_LOGGER.CRITICAL + 1), np.errstate(all="ignore"):
+        result = simple(IterationResult({name: before}), IterationResult({name: after}))[name]
+    return bool(result), float(result.max_absdiff)
+
+
+def _cosine(before: np.ndarray, after: np.ndarray) -> float | None:
+    one, other = before.astype(np.float64), after.astype(np.float64)
+    norms = float(np.linalg.norm(one) * np.linalg.norm(other))
+    return float(np.dot(one, other)) / norms if norms else None
+
+
+def worst(samples: Mapping[str, list[Compared]]) -> dict[str, dict[str, Any]]:
+    """Figures for each output, over its samples."""
+    figures = {}
+    for name, compared in samples.items():
+        cosines = [c.cosine for c in compared if c.cosine is not None]
+        figures[name] = {
+            "max_abs": max(c.max_abs for c in compared),
+            "max_rel": max(c.relative for c in compared),
+            "range": [min(c.low for c in compared), max(c.high for c in compared)],
+            "cosine": min(cosines) if cosines else None,
+            "elements": sum(c.elements for c in compared),
+            "not_finite": sum(c.elements - c.finite for c in compared),
+            "equal": all(c.verdict == "equal" for c in compared),
+        }
+    return figures

@@ -1,0 +1,204 @@
+"""Inputs for the parity: seeded by Polygraphy's DataLoader at chosen sizes, or read from the user's file."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnxfix.errors import RequestError
+
+Feeds = dict[str, np.ndarray]
+Sizes = dict[str, int]
+
+# One range for each seed in turn: images scaled to [0, 1], signals around zero, and wider ones.
+FLOAT_RANGES = ((0.0, 1.0), (-1.0, 1.0), (-3.0, 3.0))
+INT_RANGES = ((0, 7), (0, 1))  # small enough for an index into most things
+# A single integer is often a sample rate, a count or a switch.
+SCALARS = (16000, 1, 0, 8000)
+LENGTHS = (64, 32, 224, 128, 256, 512, 16, 8, 4, 640, 1024, 2, 1)
+LARGEST = 1 << 26  # elements of all inputs together
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An input or output of a model. An axis is its size, or its name where it is dynamic ("input[axis]" unnamed)."""
+
+    name: str
+    dtype: np.dtype[Any] | None  # None for what numpy can't hold, and for sequences and maps
+    shape: tuple[int | str, ...]
+    kind: str  # as the evaluator calls it, e.g. "tensor(float)"
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How to fill inputs: sizes of the dynamic axes, the range of integers, and the value of a single integer."""
+
+    sizes: Mapping[str, int]
+    ints: tuple[int, int] = INT_RANGES[0]
+    scalar: int = SCALARS[0]
+
+
+def axes(inputs: Sequence[Tensor]) -> dict[str, str]:
+    """The dynamic axes by name, each with its part: batch, channel or length. The first input that has it decides."""
+    parts: dict[str, str] = {}
+    for tensor in inputs:
+        for position, dim in enumerate(tensor.shape):
+            if isinstance(dim, str) and dim not in parts:
+                batch = position == 0 or "batch" in dim.lower()
+                channel = position == 1 and len(tensor.shape) == 4
+                parts[dim] = "batch" if batch else "channel" if channel else "length"
+    return parts
+
+
+def sizes(parts: Mapping[str, str], fixed: Mapping[str, int]) -> Iterator[Sizes]:
+    """Sizes worth trying first, the likeliest first. `fixed` are not free to choose."""
+
+    def fill(batch: int | None, channel: int, length: int) -> Sizes:
+        values = {"batch": length if batch is None else batch, "channel": channel, "length": length}
+        return {name: fixed.get(name, values[part]) for name, part in parts.items()}
+
+    tries = [fill(1, 3, n) for n in LENGTHS]
+    tries += [fill(1, 1, n) for n in LENGTHS[:6]]
+    tries += [fill(None, n, n) for n in LENGTHS]  # the first axis need not be a batch
+    return _distinct(tries)
+
+
+def other_sizes(found: Sizes, parts: Mapping[str, str], fixed: Mapping[str, int]) -> Iterator[Sizes]:
+    """Once `found` is known to work: sizes that differ from it, those that differ in most axes first."""
+    lengths = [n for n in LENGTHS if n not in found.values()][:6]
+
+    def vary(batch: bool, length: int | None) -> Sizes:
+        changed = dict(found)
+        for name, part in parts.items():
+            if part == "batch" and batch:
+                changed[name] = found[name] + 1
+            elif part == "length" and length:
+                changed[name] = length
+        return {**changed, **{n: v for n, v in fixed.items() if n in changed}}
+
+    tries = [vary(True, n) for n in lengths[:2]]
+    tries += [vary(True, None)]
+    tries += [vary(False, n) for n in lengths]
+    return (s for s in _distinct(tries) if s != found)
+
+
+def _distinct(tries: Sequence[Sizes]) -> Iterator[Sizes]:
+    return (s for i, s in enumerate(tries) if s not in tries[:i])
+
+
+def draws(inputs: Sequence[Tensor], chosen: Sizes) -> Iterator[Draw]:
+    """Ways to fill the inputs at these sizes, the likeliest first; only one where no integer input has a say."""
+    ints = [t for t in inputs if t.dtype is not None and t.dtype.kind in "iu" and t.dtype.itemsize > 1]
+    ranges = INT_RANGES if any(count(t, chosen) != 1 for t in ints) else INT_RANGES[:1]
+    scalars = SCALARS if any(count(t, chosen) == 1 for t in ints) else SCALARS[:1]
+    return (Draw(chosen, r, s) for r, s in itertools.product(ranges, scalars))
+
+
+def count(tensor: Tensor, chosen: Mapping[str, int]) -> int:
+    """Number of elements at these sizes."""
+    return math.prod(chosen.get(d, 1) if isinstance(d, str) else d for d in tensor.shape)
+
+
+def too_large(inputs: Sequence[Tensor], chosen: Mapping[str, int]) -> bool:
+    return sum(count(t, chosen) for t in inputs) > LARGEST
+
+
+def unfillable(inputs: Sequence[Tensor]) -> str:
+    """Why seeded inputs can't be made, "" when they can."""
+    odd = [t for t in inputs if t.dtype is None or t.dtype.kind not in "biuf"]
+    return f"input {odd[0].name} is a {odd[0].kind}" if odd else ""
+
+
+def seeded(inputs: Sequence[Tensor], draw: Draw, seed: int) -> Feeds:
+    """One set of inputs, the same for the same arguments."""
+    from polygraphy.common import TensorMetadata
+    from polygraphy.comparator import DataLoader
+
+    metadata, ranges = TensorMetadata(), {}
+    for tensor in inputs:
+        assert tensor.dtype is not None
+        shape = tuple(draw.sizes[d] if isinstance(d, str) else d for d in tensor.shape)
+        metadata.add(tensor.name, tensor.dtype, shape)
+        if tensor.dtype.kind == "f":
+            ranges[tensor.name] = FLOAT_RANGES[seed % len(FLOAT_RANGES)]
+        elif tensor.dtype.kind == "b":
+            ranges[tensor.name] = (False, True)
+        else:
+            ranges[tensor.name] = (0, 127) if tensor.dtype.itemsize == 1 else draw.ints
+    feeds = dict(DataLoader(seed=seed, input_metadata=metadata, val_range=ranges)[0])
+    for tensor in inputs:
+        if tensor.dtype is not None and tensor.dtype.kind in "iu" and tensor.dtype.itemsize > 1:
+            # Polygraphy takes a short integer vector for a shape and fills in one; ours are ordinary values.
+            shape = tuple(draw.sizes[d] if isinstance(d, str) else d for d in tensor.shape)
+            if math.prod(shape) == 1:
+                feeds[tensor.name] = np.full(shape, draw.scalar, tensor.dtype)
+            elif len(shape) == 1:
+                rng = np.random.RandomState(seed)
+                feeds[tensor.name] = rng.randint(draw.ints[0], draw.ints[1] + 1, shape).astype(tensor.dtype)
+    return feeds
+
+
+def read(path: Path, inputs: Sequence[Tensor]) -> list[Feeds]:
+    """Samples from an .npz (input name -> array: one sample) or from a Polygraphy .json (a list of samples).
+
+    Raises RequestError when the file can't be read, or lacks an input.
+    """
+    try:
+        samples = _read_npz(path) if path.suffix.lower() == ".npz" else _read_json(path)
+    except FileNotFoundError:
+        raise RequestError(f"{path}: no such file") from None
+    except Exception as error:  # numpy, zipfile, json and Polygraphy raise what they like on damaged files
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise RequestError(f"{path}: not readable as inputs: {reason}; give an .npz or a Polygraphy .json") from None
+    if not samples:
+        raise RequestError(f"{path}: holds no inputs")
+    return [_fitting(path, i, sample, inputs) for i, sample in enumerate(samples)]
+
+
+def _read_npz(path: Path) -> list[Feeds]:
+    if not path.exists():
+        raise FileNotFoundError
+    if not zipfile.is_zipfile(path):
+        raise ValueError("not an .npz archive")
+    with np.load(path) as archive:
+        return [{name: archive[name] for name in archive.files}]
+
+
+def _read_json(path: Path) -> list[Feeds]:
+    from polygraphy.json import load_json
+
+    if not path.exists():
+        raise FileNotFoundError
+    loaded = load_json(str(path))
+    samples = loaded if isinstance(loaded, list) else [loaded]
+    return [{name: np.asarray(value) for name, value in sample.items()} for sample in samples]
+
+
+def _fitting(path: Path, position: int, sample: Feeds, inputs: Sequence[Tensor]) -> Feeds:
+    """The sample's arrays for these inputs, in the model's own dtypes."""
+    missing = [t.name for t in inputs if t.name not in sample]
+    if missing:
+        have = ", ".join(sample) or "nothing"
+        raise RequestError(f"{path}: sample {position} lacks input {missing[0]}; it has {have}")
+    feeds = {}
+    for tensor in inputs:
+        array = sample[tensor.name]
+        shape = tuple(d if isinstance(d, int) else None for d in tensor.shape)
+        if len(shape) != array.ndim or any(d not in (None, a) for d, a in zip(shape, array.shape, strict=False)):
+            wanted = "x".join(map(str, tensor.shape)) or "scalar"
+            got = "x".join(map(str, array.shape)) or "scalar"
+            raise RequestError(f"{path}: sample {position}: input {tensor.name} is {got}, the model takes {wanted}")
+        feeds[tensor.name] = cast(array, tensor.dtype)
+    return feeds
+
+
+def cast(array: np.ndarray, dtype: np.dtype[Any] | None) -> np.ndarray:
+    """The same values in another dtype."""
+    return array if dtype is None or array.dtype == dtype else array.astype(dtype)

@@ -1,0 +1,111 @@
+"""ONNX Runtime on the CPU: evaluates small graphs for constant folding, and runs both sides of the parity."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnxfix.backends import HOW_TO_GET, BackendError, absent, version
+from onnxfix.backends.feeds import Feeds, Tensor
+from onnxfix.errors import UnavailableError
+
+DTYPES = {
+    "float": "float32", "double": "float64", "float16": "float16", "bool": "bool", "string": "object",
+    **{f"{sign}int{bits}": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
+}  # fmt: skip
+
+
+class UnsupportedError(BackendError):
+    """The evaluator has no implementation of something in the model: no fault of the model."""
+
+
+def evaluate(model: bytes, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """All outputs of a small model, by name. One thread, no graph optimisations, nothing logged.
+
+    Raises BackendError when ONNX Runtime can't load or run it, UnavailableError when it is not installed.
+    """
+    session = _session(model, threads=1)
+    try:
+        values = session.run(None, dict(feeds))
+    except Exception as error:  # ONNX Runtime's exceptions have no common base of their own
+        raise _failure(error) from None
+    return {o.name: v for o, v in zip(session.get_outputs(), values, strict=True)}
+
+
+class Runner:
+    """A model at `path` in ONNX Runtime, as Polygraphy's OnnxrtRunner. A context manager.
+
+    Raises UnavailableError without ONNX Runtime or Polygraphy, UnsupportedError when the model has an operator that
+    ONNX Runtime lacks, BackendError when it can't be loaded.
+    """
+
+    def __init__(self, path: Path) -> None:
+        for module in ("onnxruntime", "polygraphy"):
+            if why := absent(module):
+                raise UnavailableError(f"{why}: {HOW_TO_GET[module]}")
+        from polygraphy.backend.onnxrt import OnnxrtRunner
+
+        # Polygraphy's own SessionFromOnnx leaves ONNX Runtime's log on; graph optimisations are off on both sides,
+        # so that the models are compared and not what ONNX Runtime makes of each.
+        self._session = _session(str(path), threads=len(_cpus()))
+        self._runner = OnnxrtRunner(self._session)
+        self.inputs = [_tensor(i) for i in self._session.get_inputs()]
+        self.outputs = [_tensor(o) for o in self._session.get_outputs()]
+
+    def __enter__(self) -> Runner:
+        self._runner.activate()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._runner.deactivate()
+
+    def __str__(self) -> str:
+        return f"onnxruntime {version('onnxruntime')} through polygraphy {version('polygraphy')}"
+
+    def run(self, feeds: Feeds) -> dict[str, Any]:
+        """Outputs by name. Raises BackendError with ONNX Runtime's reason."""
+        try:
+            return dict(self._runner.infer(feeds, check_inputs=False))
+        except Exception as error:
+            raise _failure(error) from None
+
+
+def _session(model: bytes | str, threads: int) -> Any:
+    if why := absent("onnxruntime"):
+        raise UnavailableError(f"{why}: {HOW_TO_GET['onnxruntime']}")
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    try:
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise _failure(error) from None
+
+
+def _cpus() -> set[int]:
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+
+
+def _tensor(value: Any) -> Tensor:
+    kind: str = value.type
+    dtype = DTYPES.get(kind[len("tensor(") : -1]) if kind.startswith("tensor(") else None
+    shape = tuple(d if isinstance(d, (int, str)) else f"{value.name}[{i}]" for i, d in enumerate(value.shape))
+    return Tensor(value.name, np.dtype(dtype) if dtype else None, shape, kind)
+
+
+def _failure(error: Exception) -> BackendError:
+    text = " ".join(str(error).split())
+    # "[ONNXRuntimeError] : 9 : NOT_IMPLEMENTED : reason" -> "reason"
+    reason = text.split(" : ", 3)[-1] if text.startswith("[ONNXRuntimeError]") else text or type(error).__name__
+    lacking = ("NOT_IMPLEMENTED", "is not a registered function/op", "Unsupported model IR version", "No Op registered",
+               "is under development and support for this is limited")  # fmt: skip
+    kind = UnsupportedError if any(mark in text for mark in lacking) else BackendError
+    return kind(reason if len(reason) <= 300 else reason[:297] + "...")

@@ -1,0 +1,230 @@
+"""The worklist: rules are tried at nodes until none applies.
+
+Every node is looked at once in topological order, and again when a change touched it or a neighbour. When the list runs
+dry after a change, the graph is committed, types are inferred anew (folding makes shapes known), and nodes whose types
+became clearer get another look. Changes are bounded, so rules that chase each other end in an error naming them.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from onnxfix.errors import RuleError, Skip
+from onnxfix.graph import Edit, Graph, Node
+from onnxfix.model import one_line
+from onnxfix.report import Change, Safety, Skipped, Where
+from onnxfix.rule import REWRITABLE, Context, Rule, Target, Verdict
+
+Progress = Callable[[int, int], None]  # (nodes looked at, nodes known so far)
+
+
+@dataclass
+class Outcome:
+    """What a run of the rules did."""
+
+    changes: list[Change] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+    interface: list[str] = field(default_factory=list)  # changes of inputs and outputs, in words
+
+
+class _Table:
+    """Rules by dispatch key."""
+
+    def __init__(self, rules: Sequence[Rule]) -> None:
+        self.graph_rules = [r for r in rules if "<graph>" in r.ops]
+        self._by_op: dict[str, list[Rule]] = collections.defaultdict(list)
+        self._any = [r for r in rules if "*" in r.ops]
+        for rule in rules:
+            for op in rule.ops:
+                if op not in ("*", "<graph>"):
+                    self._by_op[op].append(rule)
+        for op, found in self._by_op.items():
+            self._by_op[op] = [r for r in rules if r in found or r in self._any]
+
+    def rules(self, node: Node) -> list[Rule]:
+        key = f"{node.domain}::{node.op}" if node.domain else node.op
+        return self._by_op.get(key, self._any)
+
+
+class _Run:
+    def __init__(self, graph: Graph, rules: Sequence[Rule], context: Context, allow: Safety) -> None:
+        self.graph = graph
+        self.table = _Table(rules)
+        self.context = context
+        self.allow = allow
+        self.outcome = Outcome()
+        self.skips: dict[tuple[str, Node | Graph], Skipped] = {}
+        self.verdicts: dict[Node, Verdict | None] = {}
+        self.queue: collections.deque[Node] = collections.deque()
+        self.queued: set[Node] = set()
+        self.looked = 0
+        nodes = sum(1 for scope in graph.scopes() for _ in scope.nodes())
+        self.limit = 4 * nodes + 1000
+        self._judge = context.judge
+        context.judge = self.verdict
+
+    def verdict(self, node: Node) -> Verdict | None:
+        if node not in self.verdicts:
+            self.verdicts[node] = self._judge(node)
+        return self.verdicts[node]
+
+    def push(self, nodes: Iterable[Node]) -> None:
+        for node in nodes:
+            if node.live and node not in self.queued:
+                self.queued.add(node)
+                self.queue.append(node)
+
+    def drain(self, progress: Progress | None) -> bool:
+        changed = False
+        while self.queue:
+            node = self.queue.popleft()
+            self.queued.discard(node)
+            self.looked += 1
+            if progress and self.looked % 256 == 0:
+                progress(self.looked, self.looked + len(self.queue))
+            if node.live:
+                self.verdicts.pop(node, None)
+                changed |= self.visit(node)
+        return changed
+
+    def visit(self, node: Node) -> bool:
+        for rule in self.table.rules(node):
+            if self.attempt(rule, node.graph, node):
+                self.push([node])
+                return True
+        return False
+
+    def visit_graphs(self) -> bool:
+        changed = False
+        for rule in self.table.graph_rules:
+            for scope in list(self.graph.scopes()):
+                while self.attempt(rule, scope, None):
+                    changed = True
+        return changed
+
+    def attempt(self, rule: Rule, graph: Graph, node: Node | None) -> bool:
+        """Try one rule at one place. True when it made a change."""
+        subject: Node | Graph = graph if node is None else node
+        if node is not None and rule.when == "refused":
+            verdict = self.verdict(node)
+            if verdict is None or verdict.effect not in REWRITABLE:
+                return False
+        where = node.where() if node is not None else Where("", "graph", graph=graph.path)
+        try:
+            found = rule.match(subject, self.context)
+        except Skip as skip:
+            self.skips[rule.id, subject] = Skipped(rule.id, where, str(skip))
+            return False
+        except Exception as error:
+            raise RuleError(
+                f"rule '{rule.id}' failed at {where}: {type(error).__name__}: {one_line(error)}; leave it out with '!{rule.id}'"
+            ) from error
+        self.skips.pop((rule.id, subject), None)  # whatever an earlier look said
+        if found is None:
+            return False
+        if rule.safety.rank > self.allow.rank:
+            self.skips[rule.id, subject] = Skipped(
+                rule.id, where, f"it is {rule.safety.value}, and only {self.allow.value} is allowed (--allow {rule.safety.value})"
+            )
+            return False
+        edit = Edit(graph, node, rule.id)
+        try:
+            rule.rewrite(subject, found, edit, self.context)
+        except Skip as skip:
+            edit.rollback()
+            self.skips[rule.id, subject] = Skipped(rule.id, where, str(skip))
+            return False
+        except Exception as error:
+            edit.rollback()
+            raise RuleError(
+                f"rule '{rule.id}' failed at {where}: {type(error).__name__}: {one_line(error)}; leave it out with '!{rule.id}'"
+            ) from error
+        if node is not None and node.live:
+            edit.mark(node)
+        edit.finish()
+        self.record(rule, where, edit)
+        self.push(edit.touched)
+        return True
+
+    def record(self, rule: Rule, where: Where, edit: Edit) -> None:
+        changes = self.outcome.changes
+        if len(changes) >= self.limit:
+            busy = collections.Counter(c.rule for c in changes[-200:])
+            names = ", ".join(f"'{r}'" for r, _ in busy.most_common(3))
+            raise RuleError(f"{len(changes)} changes and no end: rules {names} undo each other near {where}; leave one out")
+        self.outcome.interface += edit.interface
+        changes.append(
+            Change(
+                id=len(changes) + 1,
+                rule=rule.id,
+                safety=rule.safety,
+                where=where,
+                message=edit.note or rule.summary,
+                removed=tuple(map(edit.describe, edit.removed)),
+                added=tuple(map(edit.describe, edit.added)),
+                interface=bool(edit.interface),
+            )
+        )
+
+
+def run(
+    graph: Graph,
+    rules: Sequence[Rule],
+    target: Target,
+    judge: Callable[[Node], Verdict | None],
+    *,
+    allow: Safety = Safety.CLOSE,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    progress: Progress | None = None,
+) -> Outcome:
+    """Apply `rules` to the model that `graph` (its main graph) indexes, in place, and commit.
+
+    Raises RuleError when a rule fails or rules chase each other. Cost: linear in nodes plus changes, times the few
+    rounds that newly known shapes call for.
+    """
+    context = Context(target, judge, options or {})
+    state = _Run(graph, rules, context, allow)
+    types: dict[str, bytes] = {}
+    for first in (True, *[False] * 30):
+        if first:
+            state.push(n for scope in graph.scopes() for n in scope.nodes())
+        changed = state.visit_graphs()
+        changed |= state.drain(progress)
+        if not changed and first:
+            break
+        graph.commit()
+        before, types = types, _refresh(graph)
+        state.verdicts.clear()
+        # Look again at what reads a value whose type is known better than before; at all of it the first time.
+        clearer = {name for name, kind in types.items() if before.get(name) != kind} if before else None
+        state.push(
+            n
+            for scope in graph.scopes()
+            for n in scope.nodes()
+            if clearer is None or any(v in clearer for v in (*n.proto.input, *n.proto.output))
+        )
+        if not state.queue and not changed:
+            break
+    state.outcome.skipped = [
+        s for (_, subject), s in state.skips.items() if isinstance(subject, Graph) or subject.live
+    ]
+    return state.outcome
+
+
+def _refresh(graph: Graph) -> dict[str, bytes]:
+    """Infer all types anew; returns them by name, serialised for comparing."""
+    typer: Any = graph.root.typer
+    if typer is None:
+        return {}
+    typer.refresh()
+    types: dict[str, bytes] = {}
+    for scope in graph.scopes():
+        for node in scope.nodes():
+            for name in node.proto.output:
+                kind = typer.type_of(scope, name) if name else None
+                if kind is not None:
+                    types[name] = kind.SerializeToString(deterministic=True)
+    return types

@@ -1,0 +1,379 @@
+"""The predicates of the support matrix: what can be asked of a node, as data, and the answers.
+
+A predicate is a JSON object. Its first key says what is looked at (`attr`, `input`, `output`, …), the rest what must
+be true of it; `data/matrix.schema.json` lists all of them. There is no expression language. Each is made into a
+`Check` once, when a release is loaded. A check answers (True, "") when the target takes what it sees, (False, what
+it saw) when it does not, and (None, "") when that cannot be known.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from onnx import TensorProto
+
+from onnxfix.errors import ModelError, Skip
+from onnxfix.graph import Graph, Node
+from onnxfix.model import is_external
+
+_READABLE = 4096  # elements up to which the values of a constant are looked at
+
+Answer = tuple[bool | None, str]
+Check = Callable[[Node, "Facts"], Answer]
+_TAKEN: Answer = (True, "")
+_OPEN: Answer = (None, "")
+
+DTYPE = {number: name for name, number in TensorProto.DataType.items()}
+
+
+def dtypes(names: list[str]) -> frozenset[int]:
+    return frozenset(TensorProto.DataType.Value(n) for n in names if n in TensorProto.DataType.keys())  # noqa: SIM118
+
+
+class Facts:
+    """What is found out about values on the way, kept for the nodes to come."""
+
+    def __init__(self) -> None:
+        self._constant: dict[tuple[Graph, str, bool], bool] = {}
+
+    def folds(self, node: Node) -> bool:
+        """Whether all that the node reads is constant."""
+        names = [n for n in (*node.proto.input, *node.captured) if n]
+        return bool(names) and all(self.constant(node.graph, n, shapes=False) for n in names)
+
+    def constant(self, graph: Graph, name: str, *, shapes: bool) -> bool:
+        """Whether a value is known when an engine is built; with `shapes`, once the input shapes are known.
+
+        Cost: the nodes above it that were not asked about before.
+        """
+        memo = self._constant
+        started: set[tuple[Graph, str, bool]] = set()
+        stack = [(graph, name, shapes)]
+        while stack:
+            key = stack[-1]
+            if key in memo:
+                stack.pop()
+                continue
+            answer, needs = self._leaf(*key)
+            if (
+                answer is None and key not in started
+            ):  # a second time only in a cycle, which no valid model has
+                started.add(key)
+                stack.extend((*need, shapes) for need in needs if (*need, shapes) not in memo)
+                continue
+            stack.pop()
+            memo[key] = all(memo.get((*n, shapes), False) for n in needs) if answer is None else answer
+        return memo[graph, name, shapes]
+
+    @staticmethod
+    def _leaf(scope: Graph, name: str, shapes: bool) -> tuple[bool | None, list[tuple[Graph, str]]]:
+        """The answer where it needs no other value, else the values it hangs on."""
+        if scope.is_const(name):
+            return True, []
+        home = scope.scope_of(name)
+        node = home.producers.get(name) if home else None
+        if home is None or node is None:
+            return shapes and scope.dtype(name) in (TensorProto.INT32, TensorProto.INT64), []
+        if node.op in ("Shape", "Size") and node.domain == "":
+            return shapes or home.static_shape(node.input(0)) is not None, []
+        inputs = [n for n in node.proto.input if n]
+        if not inputs or node.bodies:
+            return False, []
+        return None, [(home, n) for n in inputs]
+
+
+def check_of(data: dict[str, Any]) -> Check:
+    """The check of one predicate. Its first key says what is looked at, the rest what must be true of it."""
+    subject, *tests = data
+    if subject == "attr":
+        return _attribute(data)
+    if subject in ("input", "output"):
+        return _value(subject, data[subject], tests[0], data[tests[0]])
+    if subject in ("opset_min", "opset_max"):
+        low, high = data.get("opset_min", 0), data.get("opset_max", 1 << 30)
+        return lambda node, facts: _said(low <= node.opset <= high, f"opset {node.opset}")
+    if subject == "outputs_max":
+        limit = data[subject]
+        return lambda node, facts: _said(not any(node.proto.output[limit:]), "")
+    if subject == "never":
+        return lambda node, facts: (False, "")
+    return _SPECIAL[subject](data)
+
+
+def _said(taken: bool | None, found: str) -> Answer:
+    return (taken, found) if taken is False else (taken, "")
+
+
+# -- attributes --
+
+
+def _attribute(data: dict[str, Any]) -> Check:
+    names = data["attr"] if isinstance(data["attr"], list) else [data["attr"]]
+    if "absent" in data:
+        return lambda node, facts: _said(not any(node.has_attr(n) for n in names), "")
+    if "present" in data:
+        return lambda node, facts: _said(any(node.has_attr(n) for n in names), "")
+    kind = next(k for k in data if k not in ("attr", "index"))
+    test = _ATTRIBUTE_TESTS[kind](data[kind])
+    index: int | None = data.get("index")
+
+    def check(node: Node, facts: Facts) -> Answer:
+        for name in names:
+            try:
+                value = node.attr(name)
+            except Skip:  # a parameter of the function around it
+                return _OPEN
+            if value is None:
+                continue
+            if index is not None:
+                value = value[index] if index < len(value) else 0
+            if not test(value):
+                return False, f"{name} {_shown(kind, value)}"
+        return _TAKEN
+
+    return check
+
+
+def _shown(kind: str, value: Any) -> str:
+    return DTYPE.get(value, str(value)) if kind == "dtype_in" else str(value)
+
+
+def _pads(kind: str) -> Callable[[list[int]], bool]:
+    fits: Callable[[int, int], bool] = {
+        "symmetric": lambda begin, end: begin == end,
+        "nonnegative-begin": lambda begin, end: begin >= 0,
+        "end-at-most-one-more": lambda begin, end: end - begin <= 1,
+    }[kind]
+    return lambda pads: all(fits(b, e) for b, e in zip(pads, pads[len(pads) // 2 :], strict=False))
+
+
+def _einsum_without(features: list[str]) -> Callable[[str], bool]:
+    def test(equation: str) -> bool:
+        terms = equation.replace(" ", "").split("->")[0].split(",")
+        repeated = any(t.count(c) > 1 for t in terms for c in set(t) - {"."})
+        return not (("ellipsis" in features and "..." in equation) or ("repeated" in features and repeated))
+
+    return test
+
+
+def _dtype_in(names: list[str]) -> Callable[[int], bool]:
+    allowed = dtypes(names)
+    return lambda value: value in allowed
+
+
+_ATTRIBUTE_TESTS: dict[str, Callable[[Any], Callable[[Any], bool]]] = {
+    "in": lambda allowed: lambda value: value in allowed,
+    "each_in": lambda allowed: lambda value: all(v in allowed for v in value),
+    "below": lambda bound: lambda value: value < bound,
+    "dtype_in": _dtype_in,
+    "chars": lambda allowed: lambda value: set(value) <= set(allowed),
+    "einsum_without": _einsum_without,
+    "pads": _pads,
+    "halves_equal": lambda _: lambda value: value[: len(value) // 2] == value[len(value) // 2 :],
+}
+
+
+# -- inputs and outputs --
+
+
+def _value(subject: str, which: int | list[int] | str, kind: str, wanted: Any) -> Check:
+    def names(node: Node) -> list[str]:
+        everything = list(node.proto.input if subject == "input" else node.proto.output)
+        if which == "any":
+            return [n for n in everything if n]
+        chosen = which if isinstance(which, list) else [which]
+        return [everything[i] for i in chosen if isinstance(i, int) and i < len(everything) and everything[i]]
+
+    if kind == "present":
+        return lambda node, facts: _said(bool(names(node)), "")
+    if kind == "absent":
+        return lambda node, facts: _said(not names(node), "")
+    test = _VALUE_TESTS[kind](wanted)
+
+    def check(node: Node, facts: Facts) -> Answer:
+        undecided = False
+        for name in names(node):
+            taken, found = test(node, name, facts)
+            if taken is False:
+                return False, f"'{name}' {found}".strip()
+            undecided = undecided or taken is None
+        return _OPEN if undecided else _TAKEN
+
+    return check
+
+
+_ValueTest = Callable[[Node, str, Facts], Answer]
+
+
+def _dtype_test(names: list[str], *, allowed: bool) -> _ValueTest:
+    listed = dtypes(names)
+
+    def test(node: Node, name: str, facts: Facts) -> Answer:
+        dtype = node.graph.dtype(name)
+        return ((dtype in listed) == allowed, f"is {DTYPE[dtype]}") if dtype else _OPEN
+
+    return test
+
+
+def _rank_test(fits: Callable[[int], bool]) -> _ValueTest:
+    def test(node: Node, name: str, facts: Facts) -> Answer:
+        rank = node.graph.rank(name)
+        return _OPEN if rank is None else (fits(rank), f"has rank {rank}")
+
+    return test
+
+
+def _constant_test(kind: str) -> _ValueTest:
+    def test(node: Node, name: str, facts: Facts) -> Answer:
+        graph = node.graph
+        if kind == "never":
+            return not graph.is_const(name), "is one"
+        if kind == "initializer":
+            return graph.is_const(name), "is computed" if graph.producer(name) else "is an input of the graph"
+        return facts.constant(graph, name, shapes=kind == "shape"), "is not"
+
+    return test
+
+
+def _values_test(fits: Callable[[float], bool]) -> _ValueTest:
+    def test(node: Node, name: str, facts: Facts) -> Answer:
+        values = values(node.graph, name)
+        if values is None:
+            return _OPEN
+        wrong = next((v for v in values if not fits(v)), None)
+        return wrong is None, f"holds {wrong}"
+
+    return test
+
+
+def values(graph: Graph, name: str) -> list[Any] | None:
+    """The elements of a small constant, None for what is no constant, large, or in another file."""
+    tensor = graph.const_tensor(name)
+    if tensor is not None and (math.prod(tensor.dims) > _READABLE or is_external(tensor)):
+        return None
+    try:
+        array = graph.const(name)
+    except ModelError:  # broken data: another check's business
+        return None
+    return None if array is None or array.size > _READABLE else list(array.reshape(-1).tolist())
+
+
+def _static_test(_: Any) -> _ValueTest:
+    def test(node: Node, name: str, facts: Facts) -> Answer:
+        shape = node.graph.shape(name)
+        if shape is None:
+            return _OPEN
+        symbol = next((d for d in shape if isinstance(d, str)), None)
+        if symbol is not None:
+            return False, f"has the dimension {symbol}"
+        return _OPEN if None in shape else _TAKEN
+
+    return test
+
+
+def _static_axis_test(attribute: str) -> _ValueTest:
+    def test(node: Node, name: str, facts: Facts) -> Answer:
+        size = _size(node, name, attribute)
+        return (None if size is None else isinstance(size, int)), f"has {size}"
+
+    return test
+
+
+def _size(node: Node, name: str, attribute: str) -> int | str | None:
+    """The size of the axis an attribute names."""
+    shape, axis = node.graph.shape(name), node.attr(attribute)
+    if shape is None or axis is None or not -len(shape) <= axis < len(shape):
+        return None
+    return shape[axis]
+
+
+_VALUE_TESTS: dict[str, Callable[[Any], _ValueTest]] = {
+    "dtype_in": lambda names: _dtype_test(names, allowed=True),
+    "dtype_not_in": lambda names: _dtype_test(names, allowed=False),
+    "rank_in": lambda allowed: _rank_test(lambda rank: rank in allowed),
+    "rank_min": lambda bound: _rank_test(lambda rank: rank >= bound),
+    "rank_max": lambda bound: _rank_test(lambda rank: rank <= bound),
+    "constant": _constant_test,
+    "values_in": lambda allowed: _values_test(lambda value: value in allowed),
+    "values_above": lambda bound: _values_test(lambda value: value > bound),
+    "values_below": lambda bound: _values_test(lambda value: value < bound),
+    "static": _static_test,
+    "static_axis": _static_axis_test,
+}
+
+
+# -- what only one operator needs --
+
+
+def _even_split(data: dict[str, Any]) -> Check:
+    def check(node: Node, facts: Facts) -> Answer:
+        size, parts = _size(node, node.input(0), "axis"), node.attr("num_outputs")
+        if not isinstance(size, int) or not parts:
+            return _OPEN
+        return _said(size % parts == 0, f"{size} into {parts}")
+
+    return check
+
+
+def _scaled_dims(data: dict[str, Any]) -> Check:
+    """Resize: only the last `scaled_dims` dimensions may change their size."""
+    last: int = data["scaled_dims"]
+
+    def check(node: Node, facts: Facts) -> Answer:
+        scales = _scales(node)
+        if scales is None:
+            return _OPEN
+        moved = [s for s in scales[: max(len(scales) - last, 0)] if s != 1]
+        if not moved:
+            return _TAKEN
+        return _OPEN if None in moved else (False, f"scales {scales}")
+
+    return check
+
+
+def _scales(node: Node) -> list[float | None] | None:
+    """By how much each dimension grows, None for a dimension or as a whole where that is not known."""
+    graph, shape = node.graph, node.graph.shape(node.input(0))
+    scales: list[float | None] | None = values(graph, node.input(1 if node.opset < 11 else 2)) or None
+    sizes = graph.known(node.input(3)) if node.input(3) else None
+    axes = node.attr("axes")
+    if scales is None and sizes is not None and shape is not None:
+        before = [shape[a] for a in axes] if axes else list(shape)
+        scales = [
+            s / b if isinstance(b, int) and b and s is not None else None
+            for s, b in zip(sizes, before, strict=False)
+        ]
+    if scales is None or not axes:
+        return scales
+    if shape is None:
+        return None
+    full: list[float | None] = [1.0] * len(shape)
+    for axis, scale in zip(axes, scales, strict=False):
+        full[axis] = scale
+    return full
+
+
+def _padded_dims(data: dict[str, Any]) -> Check:
+    """Pad: at most `padded_dims` dimensions may be padded; with `last`, only the last ones."""
+    most: int = data["padded_dims"]
+    only_last: bool = data.get("last", False)
+
+    def check(node: Node, facts: Facts) -> Answer:
+        pads = node.attr("pads") or values(node.graph, node.input(1))
+        if not pads or node.input(3):
+            return _OPEN
+        rank = len(pads) // 2
+        padded = [i for i in range(rank) if pads[i] or pads[i + rank]]
+        taken = all(i >= rank - most for i in padded) if only_last else len(padded) <= most
+        return _said(taken, f"pads {list(pads)}")
+
+    return check
+
+
+_SPECIAL: dict[str, Callable[[dict[str, Any]], Check]] = {
+    "split": _even_split,
+    "scaled_dims": _scaled_dims,
+    "padded_dims": _padded_dims,
+}

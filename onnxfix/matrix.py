@@ -1,0 +1,394 @@
+"""What each TensorRT release takes, as data, and the verdict on a node.
+
+`data/matrix/*.json` hold one release each: the limits its ONNX parser puts on each operator, as predicates
+(`onnxfix.limits`). `data/targets.json` says which release a board or JetPack has. Nothing is read before it is
+asked for, and a file is read once.
+
+The matrix predicts; the parser judges. A limit that cannot be decided here says so (`Effect.UNDECIDED`), and
+an operator without a row is `Effect.UNKNOWN`, never fine.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from onnx import TensorProto
+
+from onnxfix.errors import TargetError
+from onnxfix.graph import Graph, Node
+from onnxfix.limits import DTYPE, Check, Facts, check_of, dtypes, values
+from onnxfix.report import Effect
+
+_DATA = Path(__file__).parent / "data"
+
+# Worst first: the effect of the first one that hits is the node's.
+_SEVERITY = (
+    Effect.REFUSED,
+    Effect.WRONG,
+    Effect.BUILD_FAILS,
+    Effect.PLUGIN,
+    Effect.UNKNOWN,
+    Effect.UNDECIDED,
+)
+_EFFECTS = {
+    "reject": Effect.REFUSED,
+    "ignored": Effect.WRONG,
+    "build_fail": Effect.BUILD_FAILS,
+    "plugin": Effect.PLUGIN,
+}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Why a target does not take a node as it is: the worst limit it meets, the others in `also`."""
+
+    effect: Effect
+    reason: str  # one clause a user understands
+    evidence: str  # release, limit, how it is known, and where from
+    limit: str  # e.g. "resize/mode"; stable
+    also: tuple[Verdict, ...] = ()
+    moot: str = ""  # "unused" or "constant": removing or folding the node is enough (set by `judge_graph`)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A release of TensorRT, perhaps on a board."""
+
+    name: str
+    release: str  # the matrix it is judged by: "8.2", "rtx-1.7"
+    label: str
+    board: str = ""
+    jetpack: str = ""
+    facts: Mapping[str, Any] = field(
+        default_factory=dict, compare=False
+    )  # of board and JetPack, as in the data
+
+    @property
+    def by(self) -> str:
+        """Who judged, for reports."""
+        return f"matrix {self.release if self.release.startswith('rtx') else f'trt-{self.release}'}"
+
+    @property
+    def opsets(self) -> tuple[int, int] | None:
+        """Lowest and highest opset the release was made for, None when not known."""
+        return _matrix(self.release).opsets
+
+    def supports(self, op: str, domain: str = "") -> bool:
+        """Whether the target has the operator at all, whatever limits it puts on it (plugins not counted)."""
+        return _key(op, domain) in _matrix(self.release).rows
+
+    def refuses(self, op: str, domain: str = "") -> bool:
+        """Whether the target is known to have no importer for it; False for what the matrix doesn't know."""
+        return _key(op, domain) in _matrix(self.release).unsupported
+
+    def takes_dtype(self, dtype: int) -> bool:
+        """Whether tensors of this TensorProto.DataType may occur in a network at all."""
+        return dtype not in _matrix(self.release).dtypes_refused
+
+
+# ---- targets ----
+
+
+def targets() -> list[str]:
+    """Names `target` takes: boards, JetPack releases, TensorRT releases."""
+    data = _targets()
+    releases = [f"trt-{r}" for r in data["releases"]]
+    return [*data["boards"], *(f"jetpack-{v}" for v in data["jetpack"]), *releases, "rtx-1.7"]
+
+
+@functools.cache
+def target(name: str) -> Target:
+    """The target of that name; a patch release ("trt-8.2.1") counts as its minor one.
+
+    Raises TargetError for a name that stands for none.
+    """
+    data = _targets()
+    wanted = name.strip().lower()
+    wanted = data["aliases"].get(wanted, wanted)
+    if wanted in data["boards"]:
+        board = data["boards"][wanted]
+        version = next(v for v, pack in reversed(data["jetpack"].items()) if wanted in pack["boards"])
+        pack = data["jetpack"][version]
+        label = f"{board['name']}, JetPack {version} (TensorRT {pack['release']})"
+        return Target(wanted, pack["release"], label, wanted, version, {**board, **pack})
+    kind, _, version = wanted.partition("-")
+    if kind == "jetpack" and version in data["jetpack"]:
+        pack = data["jetpack"][version]
+        label = f"JetPack {version} (TensorRT {pack['release']})"
+        return Target(wanted, pack["release"], label, "", version, pack)
+    minor = ".".join(version.split(".")[:2])
+    if kind == "trt" and minor in data["releases"] and all(p.isdigit() for p in version.split(".")):
+        return Target(wanted, minor, f"TensorRT {version}")
+    if kind == "rtx" and minor == "1.7":
+        return Target(wanted, "rtx-1.7", f"TensorRT-RTX {version}")
+    known = targets()
+    close = difflib.get_close_matches(wanted, [*known, *data["aliases"]], 3, 0.5)
+    hint = f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(known)}"
+    raise TargetError(f"no target '{name}': {hint}")
+
+
+@functools.cache
+def _targets() -> dict[str, Any]:
+    data: dict[str, Any] = json.loads((_DATA / "targets.json").read_text(encoding="utf-8"))
+    return data
+
+
+# ---- judging ----
+
+
+def judge(node: Node, target: Target) -> Verdict | None:
+    """What the target does not take of this node; None when it takes it. Bodies are not looked into."""
+    return _judge(node, _matrix(target.release), Facts())
+
+
+def judge_graph(graph: Graph, target: Target, *, live_only: bool = False) -> Iterator[tuple[Node, Verdict]]:
+    """The nodes of this scope, its bodies and the functions it calls that the target does not fully take.
+
+    The branch that a constant condition never takes is left out, as the parser leaves it out. What nothing
+    uses and what could be folded the parser does meet, and refuse: such verdicts say so in `moot`, and
+    `live_only` drops them. Cost: linear in the nodes, beside the inference of types.
+    """
+    matrix = _matrix(target.release)
+    facts = Facts()
+    called: dict[Graph, None] = {}
+    for scope in _met(graph, called):
+        unused: set[Node] | None = None
+        for node in scope.nodes():
+            verdict = _judge(node, matrix, facts)
+            if verdict is None or (scope.root is not scope and _in_function(scope) and _open(verdict)):
+                continue
+            unused = _unused(scope) if unused is None else unused
+            moot = "unused" if node in unused else "constant" if facts.folds(node) else ""
+            if not (moot and live_only):
+                yield node, replace(verdict, moot=moot, reason=verdict.reason + _MOOT[moot])
+
+
+_MOOT = {
+    "": "",
+    "unused": "; nothing uses its result, so removing it is enough",
+    "constant": "; all its inputs are constant, so folding it is enough",
+}
+
+
+def _met(graph: Graph, called: dict[Graph, None]) -> Iterator[Graph]:
+    """The scopes the parser walks: this one, live bodies, then functions that are called."""
+    stack = [graph]
+    while stack:
+        scope = stack.pop()
+        yield scope
+        for node in scope.nodes():
+            function = scope.root.functions.get((node.domain, node.op))
+            if function is not None and function not in called:
+                called[function] = None
+                stack.append(function)
+            if node.bodies:
+                taken = _branch_taken(node)
+                stack.extend(b for name, b in node.bodies.items() if taken in ("", name))
+
+
+def _branch_taken(node: Node) -> str:
+    """Name of the only branch of an If that can run, "" when any body can."""
+    if node.op != "If" or not node.graph.is_const(node.input(0)):
+        return ""
+    condition = values(node.graph, node.input(0))
+    return "" if not condition else "then_branch" if condition[0] else "else_branch"
+
+
+def _in_function(scope: Graph) -> bool:
+    while scope.parent is not None:
+        scope = scope.parent
+    return scope.kind == "function"
+
+
+def _open(verdict: Verdict) -> bool:
+    # Inside a function no value has a type before the function is called: what hangs on types stays unsaid.
+    return verdict.effect is Effect.UNDECIDED
+
+
+def _unused(scope: Graph) -> set[Node]:
+    """The nodes of a scope on which none of its outputs depends. Cost: linear."""
+    used: set[Node] = set()
+    names = list(scope.output_names)
+    while names:
+        node = scope.producers.get(names.pop())
+        if node is not None and node not in used:
+            used.add(node)
+            names.extend((*node.proto.input, *node.captured))
+    return {n for n in scope.nodes() if n not in used}
+
+
+def _judge(node: Node, matrix: _Matrix, facts: Facts) -> Verdict | None:
+    op, domain = node.op, node.domain
+    if (domain, op) in node.graph.root.functions:
+        if matrix.functions:
+            return None
+        return matrix.verdict(Effect.REFUSED, "a call of a model-local function is refused", "functions")
+    limits = matrix.rows.get(_key(op, domain))
+    if limits is None:
+        return matrix.without_row(op, domain)
+    verdicts = matrix.dtypes_and_ranks(node)
+    opset = node.opset
+    for limit in limits:
+        if limit.opset_min <= opset <= limit.opset_max:
+            verdict = limit.check(node, facts, matrix)
+            if verdict is not None:
+                verdicts.append(verdict)
+    if not verdicts:
+        return None
+    verdicts.sort(key=lambda v: _SEVERITY.index(v.effect))
+    worst, *others = verdicts
+    return replace(worst, also=tuple(others)) if others else worst
+
+
+def _key(op: str, domain: str) -> str:
+    return op if domain in ("", "ai.onnx") else f"{domain}::{op}"
+
+
+# ---- one release ----
+
+
+@dataclass(frozen=True)
+class _Limit:
+    id: str
+    effect: Effect
+    text: str
+    basis: str
+    need: Check | None
+    when: tuple[Check, ...]
+    opset_min: int
+    opset_max: int
+    undecided: bool  # whether not knowing is worth a verdict
+
+    def check(self, node: Node, facts: Facts, matrix: _Matrix) -> Verdict | None:
+        conditions = [c(node, facts)[0] for c in self.when]
+        if False in conditions:
+            return None
+        taken, found = self.need(node, facts) if self.need else (None, "")
+        if taken or (taken is None and not self.undecided):
+            return None
+        if taken is None or None in conditions:
+            return matrix.verdict(Effect.UNDECIDED, f"not decided here: {self.text}", self.id, self.basis)
+        reason = f"{self.text} (here: {found})" if found else self.text
+        return matrix.verdict(self.effect, reason, self.id, self.basis)
+
+
+@dataclass(frozen=True)
+class _Matrix:
+    release: str
+    source: str
+    opsets: tuple[int, int] | None
+    rows: dict[str, tuple[_Limit, ...]]
+    unsupported: frozenset[str]
+    plugins: frozenset[str]
+    functions: bool
+    rank_max: int
+    dtypes_refused: frozenset[int]
+    interface_only: frozenset[int]  # dtypes a network may have at its border but not inside
+
+    def verdict(self, effect: Effect, reason: str, limit: str, basis: str = "") -> Verdict:
+        known = f" ({basis})" if basis else ""
+        return Verdict(effect, reason, f"{self.release} {limit}{known}, {self.source}", limit)
+
+    def without_row(self, op: str, domain: str) -> Verdict | None:
+        product = "TensorRT-RTX" if self.release.startswith("rtx") else "TensorRT"
+        name = f"{product} {self.release.removeprefix('rtx-')}"
+        if op in self.plugins:
+            reason = f"{op} is a plugin of TensorRT's own library: load that library before parsing"
+            return self.verdict(Effect.PLUGIN, reason, "plugin")
+        if _key(op, domain) in self.unsupported:
+            return self.verdict(Effect.REFUSED, f"{name} has no importer for {op}", "no-importer")
+        if domain == "":
+            return self.verdict(Effect.UNKNOWN, f"the matrix of {name} has no row for {op}", "no-row")
+        if op in self.rows:
+            reason = (
+                f"the parser does not read the domain '{domain}': it takes this for the ONNX operator {op}"
+            )
+            return self.verdict(Effect.UNDECIDED, reason, "domain")
+        reason = f"{name} has no importer for {domain}::{op}, and its library no plugin of that name"
+        return self.verdict(Effect.REFUSED, reason, "no-importer")
+
+    def dtypes_and_ranks(self, node: Node) -> list[Verdict]:
+        """What holds for every operator: its outputs, and those inputs that no node makes."""
+        graph = node.graph
+        found: list[Verdict] = []
+        made = [o for o in node.proto.output if o]
+        for name in (*made, *(i for i in node.proto.input if i and graph.producer(i) is None)):
+            dtype = graph.dtype(name)
+            if dtype in self.dtypes_refused:
+                reason = f"{DTYPE[dtype]} tensors are refused ('{name}')"
+                found.append(self.verdict(Effect.REFUSED, reason, "dtype"))
+            elif dtype in self.interface_only and not _at_border(node, name):
+                reason = f"{DTYPE[dtype]} is only taken at the network's border, next to a Cast ('{name}')"
+                found.append(self.verdict(Effect.REFUSED, reason, "dtype-inside"))
+            rank = graph.rank(name)
+            if rank is not None and rank > self.rank_max:
+                reason = f"tensors have at most {self.rank_max} dimensions ('{name}' has {rank})"
+                found.append(self.verdict(Effect.REFUSED, reason, "rank"))
+        return found
+
+
+def _at_border(node: Node, name: str) -> bool:
+    graph = node.graph
+    if node.op in ("QuantizeLinear", "DequantizeLinear"):
+        return True  # these have limits of their own
+    if node.op not in ("Cast", "CastLike"):
+        return node.op == "Constant"
+    if name not in node.proto.output:
+        return True
+    return graph.kind == "graph" and graph.is_output(name) and not graph.uses(name)
+
+
+@functools.cache
+def _matrix(release: str) -> _Matrix:
+    name = release if release.startswith("rtx") else f"trt-{release}"
+    data = json.loads((_DATA / "matrix" / f"{name}.json").read_text(encoding="utf-8"))
+    shared = {key: _limit(value) for key, value in data["shared"].items()}
+    rules = data["rules"]
+
+    def limits(op: str, row: dict[str, Any]) -> tuple[_Limit, ...]:
+        own = op.rsplit("::")[-1].lower()
+        found = (shared[x] if isinstance(x, str) else _limit(x) for x in row.get("limits", ()))
+        return tuple(replace(x, id=f"{own}/{x.id}") for x in found if x.effect is not _NOTHING)
+
+    return _Matrix(
+        release=name,
+        source=_source(data["source"]),
+        opsets=tuple(data["opset"]) if data["opset"] else None,
+        rows={op: limits(op, row) for op, row in data["ops"].items()},
+        unsupported=frozenset(data["unsupported"]),
+        plugins=frozenset(rules["plugins"]),
+        functions=rules["functions"],
+        rank_max=rules["rank_max"],
+        dtypes_refused=dtypes(rules["dtypes_refused"]),
+        interface_only=dtypes(rules["dtypes_interface_only"]),
+    )
+
+
+def _source(data: dict[str, Any]) -> str:
+    if "repo" in data:
+        return f"{data['repo']}@{data['commit'][:10]}"
+    return f"{data['package']} {data['version']}"
+
+
+_NOTHING = Effect.UNDECIDED  # what "info" maps to: kept in the data for readers, never a verdict
+
+
+def _limit(data: dict[str, Any]) -> _Limit:
+    need = data["need"]
+    return _Limit(
+        id=data["id"],
+        effect=_EFFECTS.get(data["effect"], _NOTHING),
+        text=data["text"],
+        basis=data["basis"],
+        need=check_of(need) if need else None,
+        when=tuple(check_of(c) for c in data.get("when", ())),
+        opset_min=data.get("opset_min", 0),
+        opset_max=data.get("opset_max", 1 << 30),
+        undecided=data.get("if_unknown", "undecided") == "undecided",
+    )

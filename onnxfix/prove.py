@@ -1,0 +1,545 @@
+"""The proofs: structure, parse, parity, build, readback. Each returns a Check and never raises for a failing model.
+
+A proof that could not run says so with Status.NOT_RUN and the reason; it is never taken for a passed one.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnxfix import backends
+from onnxfix.backends import BackendError, feeds, trt
+from onnxfix.backends.compare import Compared, compare, worst
+from onnxfix.errors import ModelError, OnnxfixError, UnavailableError
+from onnxfix.graph import Graph, Node
+from onnxfix.model import is_external, load, nbytes, one_line
+from onnxfix.report import Check, Effect, Finding, Safety, Status, Where
+
+Progress = Callable[[str, "float | None"], None]
+
+# Up to here shape inference runs with the weights in place; beyond it they are left out, to keep memory flat.
+INLINE_LIMIT = 256 << 20
+
+
+def close() -> None:
+    """End the child process that holds TensorRT. The next proof starts a new one."""
+    trt.close()
+
+
+# ---- structure ----
+
+
+def structure(path: Path, *, before: Path | None = None) -> Check:
+    """`onnx.checker` and strict shape inference. External data is looked for but not read.
+
+    With `before`, a fault that the original has too is marked in the detail and as figures["in_original"].
+    """
+    by = f"onnx {onnx.__version__}"
+    fault = _fault(path)
+    if not fault:
+        return Check("structure", Status.PASSED, by, "the checker and shape inference find no fault")
+    inherited = before is not None and _fault(before) == fault
+    detail = f"{fault}; the original has the same fault" if inherited else fault
+    return Check("structure", Status.FAILED, by, detail, {"in_original": inherited})
+
+
+def _fault(path: Path) -> str:
+    """The first fault of the model, "" when there is none."""
+    try:
+        small = path.stat().st_size <= INLINE_LIMIT
+        onnx.checker.check_model(str(path), full_check=small)
+        if not small:
+            onnx.shape_inference.infer_shapes(_skeleton(path), check_type=True, strict_mode=True)
+    except OSError as error:
+        return f"{path}: {error.strerror}"
+    except Exception as error:  # ValidationError, InferenceError and what their C++ side lets through
+        return one_line(error)
+    return ""
+
+
+def _skeleton(path: Path) -> onnx.ModelProto:
+    """The model without its large weights: shape inference needs their dtype and shape only."""
+    model = load(path)
+    for tensor in model.tensors():
+        if nbytes(tensor) > 1024 and not is_external(tensor):
+            kept = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+            kept.data_location = onnx.TensorProto.EXTERNAL
+            tensor.CopyFrom(kept)
+    return model.proto
+
+
+# ---- parse ----
+
+
+def parse(
+    path: Path, *, node_where: Callable[[int], Where | None] | None = None, seconds: float = 600.0
+) -> Check:
+    """TensorRT's own parser. Each refusal is a Finding at its node, in the file at `path`.
+
+    `node_where` gives the place of the main graph's node at an index; by default it is read from the file.
+    """
+    try:
+        about = trt.shared().about()
+        parsed = trt.shared().parse(path, seconds=seconds)
+    except UnavailableError as error:
+        return Check("parse", Status.NOT_RUN, "tensorrt", str(error))
+    except BackendError as error:
+        return _died("parse", path, error)
+    by = str(about)
+    figures = {"layers": parsed.layers, "warnings": list(parsed.warnings)}
+    if not parsed.refusals:
+        detail = f"the parser takes the model: {parsed.layers} layers"
+        return Check("parse", Status.PASSED, by, detail, figures)
+    findings = _findings(path, parsed.refusals, by, node_where)
+    detail = f"the parser refuses {_plural(len(findings), 'node')}: {_first(findings)}"
+    return Check("parse", Status.FAILED, by, detail, figures, findings)
+
+
+def _died(name: str, path: Path, error: BackendError) -> Check:
+    """The child died or failed on this model. A crash is told with the node it was at, where that is known."""
+    by = str(trt.shared().about())
+    where = Where("", "")
+    if place := re.search(r", at node (\S.*?) \[(\w+)\]", str(error)):
+        where = Where(place[1], place[2])
+    detail = f"{error} ({path.name})"
+    effect = Effect.REFUSED if name == "parse" else Effect.BUILD_FAILS
+    findings = (Finding(where, effect, str(error), by),) if isinstance(error, trt.DiedError) else ()
+    return Check(name, Status.FAILED, by, detail, findings=findings)
+
+
+def _findings(
+    path: Path, refusals: Sequence[trt.Refusal], by: str, node_where: Callable[[int], Where | None] | None = None
+) -> tuple[Finding, ...]:
+    try:
+        graph: Graph | None = Graph.of(load(path))
+    except ModelError:
+        graph = None
+    return tuple(
+        Finding(_place(r, graph, node_where), _effect(r), _reason(r), by, _evidence(r)) for r in refusals
+    )
+
+
+def _place(refusal: trt.Refusal, graph: Graph | None, node_where: Callable[[int], Where | None] | None) -> Where:
+    if node_where and not refusal.stack and (given := node_where(refusal.node)):
+        return given
+    nodes = _scope(graph, refusal.stack) if graph else []
+    if 0 <= refusal.node < len(nodes) and nodes[refusal.node].op == refusal.node_operator:
+        return nodes[refusal.node].where()
+    return Where(refusal.node_name, refusal.node_operator, graph="/".join(refusal.stack))
+
+
+def _scope(graph: Graph, stack: Sequence[str]) -> list[Node]:
+    """The nodes of the scope a stack of the parser leads to: "name (Op)" enters a node, "name (attribute)" its body."""
+    scope, owner = graph, None
+    for entry in stack:
+        name, _, kind = entry[:-1].rpartition(" (")
+        if owner is not None and kind in owner.bodies:
+            scope, owner = owner.bodies[kind], None
+            continue
+        owner = next((n for n in scope.nodes() if n.op == kind and _parser_name(n) == name), None)
+        if owner is None:
+            return []
+        if function := graph.functions.get((owner.domain, owner.op)):
+            scope, owner = function, None
+    return list(scope.nodes())
+
+
+def _parser_name(node: Node) -> str:
+    """What the parser calls a node: one without a name gets one from its first output."""
+    return node.name or f"node_of_{node.outputs[0] if node.outputs else ''}"
+
+
+def _effect(refusal: trt.Refusal) -> Effect:
+    lacks_plugin = "plugin" in refusal.desc.lower() and "found" in refusal.desc.lower()
+    return Effect.PLUGIN if lacks_plugin else Effect.REFUSED
+
+
+def _reason(refusal: trt.Refusal) -> str:
+    """The sentence in the parser's error: asserted conditions, code and source places left out."""
+    text = " ".join(refusal.desc.split())
+    if asserted := re.search(r'&& "(.+?)"', text):
+        return asserted[1]
+    if usage := re.search(r"Error Code \d+: [\w ]+ \((.+?)\.? In \w+ at ", text):
+        return usage[1]
+    if failed := re.match(r"Assertion failed: .+?: (.+)", text):
+        return failed[1].strip()
+    if text not in ("false", ""):
+        return text
+    # The parser's error is bare; the logger may have said why just before.
+    return refusal.said[-1] if refusal.said else f"the parser does not take {refusal.node_operator} here"
+
+
+def _evidence(refusal: trt.Refusal) -> str:
+    place = f" ({refusal.func} in {refusal.file}:{refusal.line})" if refusal.func else ""
+    said = "".join(f"; logged: {text}" for text in refusal.said if text not in refusal.desc)
+    return f"{refusal.code}: {' '.join(refusal.desc.split())}{place}{said}"
+
+
+def _first(findings: Sequence[Finding]) -> str:
+    more = f" and {len(findings) - 1} more" if len(findings) > 1 else ""
+    return f"{findings[0].where}: {findings[0].reason}{more}"
+
+
+# ---- parity ----
+
+# Relative to the output's largest magnitude.
+TOLERANCES = {Safety.EXACT: 1e-6, Safety.CLOSE: 1e-5}
+
+
+@dataclass
+class _Samples:
+    """What the parity has seen so far."""
+
+    compared: dict[str, list[Compared]] = field(default_factory=lambda: defaultdict(list))
+    sizes: list[dict[str, int]] = field(default_factory=list)
+    failing: list[str] = field(default_factory=list)  # sizes at which the original does not run, with its reason
+    ran: int = 0
+    fault: str = ""  # why the fixed model is wrong
+    beyond: tuple[feeds.Feeds, str] | None = None  # inputs and output of the first difference over tolerance
+
+
+def parity(
+    before: Path,
+    after: Path,
+    *,
+    safety: Safety = Safety.EXACT,
+    inputs: Path | None = None,
+    seeds: Sequence[int] = (0, 1, 2),
+    tolerances: Mapping[str, float] | None = None,
+    seconds: float = 300.0,
+    progress: Progress | None = None,
+) -> Check:
+    """The same numbers before and after, by ONNX Runtime on the CPU through Polygraphy.
+
+    `safety` is the worst grade of the changes made. EXACT asks for equal values; where ONNX Runtime sums in another
+    order, up to 1e-6 of the output's largest magnitude passes and is called that. CLOSE allows 1e-5 of it, or one
+    unit in the last place of a 16-bit output. LOSSY is judged only against a stated tolerance. `tolerances` states
+    others, by grade ("exact", "close", "lossy") or by output name. Integers, booleans and strings must be equal.
+
+    `inputs` is an .npz or a Polygraphy .json; without it, inputs are drawn for each of `seeds`, at two sizes of the
+    dynamic axes where the original runs at two. `seconds` bounds the time spent: at least one sample is compared.
+
+    Raises RequestError when `inputs` is no usable file.
+    """
+    try:
+        one, other = _runners(before, after)
+    except UnavailableError as error:
+        return Check("parity", Status.NOT_RUN, "onnxruntime", str(error))
+    except _After as error:
+        return Check("parity", Status.FAILED, "onnxruntime", f"the fixed model does not load: {error}")
+    except BackendError as error:
+        return Check("parity", Status.NOT_RUN, "onnxruntime", f"the original can't be run here: {error}")
+    by = str(one)
+    if mismatch := _interface(one, other):
+        return Check("parity", Status.FAILED, by, mismatch)
+    seen = _Samples()
+    tolerance = _Tolerance(safety, tolerances or {})
+    with one, other:
+        if inputs is not None:
+            samples: Iterator[feeds.Feeds] = iter(feeds.read(inputs, one.inputs))
+        elif reason := feeds.unfillable(one.inputs):
+            return Check("parity", Status.NOT_RUN, by, f"{reason}: give inputs with --inputs")
+        else:
+            samples = _seeded(one, other, seeds, seen)
+        _compare_all(one, other, samples, tolerance, seen, time.monotonic() + seconds, progress)
+        if seen.beyond and not _repeatable(one, *seen.beyond):
+            output = seen.beyond[1]
+            reason = f"the original gives other values of {output} on every run: there is nothing to compare with"
+            return Check("parity", Status.NOT_RUN, by, reason, _figures(seen, tolerance, seeds, inputs))
+    return _judge(by, seen, tolerance, seeds, inputs)
+
+
+class _After(BackendError):
+    """The fixed model is at fault, not the original."""
+
+
+def _runners(before: Path, after: Path) -> tuple[Any, Any]:
+    """Both models in ONNX Runtime, or both in the reference evaluator where it lacks an operator of either."""
+    from onnxfix.backends import ort, reference
+
+    try:
+        one = ort.Runner(before)
+        try:
+            return one, ort.Runner(after)
+        except ort.UnsupportedError:
+            raise
+        except BackendError as error:
+            raise _After(str(error)) from None
+    except ort.UnsupportedError as error:
+        try:
+            return reference.Runner(before), reference.Runner(after)
+        except OnnxfixError as second:
+            raise BackendError(f"ONNX Runtime: {error}; {second}") from None
+
+
+def _interface(one: Any, other: Any) -> str:
+    """What of the fixed model's interface makes a comparison impossible, "" when it fits."""
+    had, has = ({t.name for t in runner.inputs} for runner in (one, other))
+    if has - had:
+        return f"the fixed model wants an input the original does not have: {', '.join(sorted(has - had))}"
+    had, has = ({t.name for t in runner.outputs} for runner in (one, other))
+    if had != has:
+        gone, new = ", ".join(sorted(had - has)) or "none", ", ".join(sorted(has - had)) or "none"
+        return f"the outputs differ: {gone} gone, {new} new"
+    return ""
+
+
+def _seeded(one: Any, other: Any, seeds: Sequence[int], seen: _Samples) -> Iterator[feeds.Feeds]:
+    """Seeded samples at sizes the original runs at: all seeds at the first, and once more at a second."""
+    parts = feeds.axes(one.inputs)
+    fixed = _fixed(one.inputs, other.inputs)
+    found, ways = _working(one, feeds.sizes(parts, fixed), seeds[0], seen)
+    if found is None:
+        return
+    yield from _drawn(one, ways, seeds)
+    if parts:
+        second, ways = _working(one, feeds.other_sizes(found, parts, fixed), seeds[0], seen)
+        if second is not None:
+            yield from _drawn(one, ways, seeds)
+
+
+def _drawn(one: Any, ways: Sequence[feeds.Draw], seeds: Sequence[int]) -> Iterator[feeds.Feeds]:
+    # Several ways, e.g. several sample rates, are taken in turn, to see more of the model's branches.
+    for i, seed in enumerate(seeds):
+        yield feeds.seeded(one.inputs, ways[i % len(ways)], seed)
+
+
+def _fixed(before: Sequence[feeds.Tensor], after: Sequence[feeds.Tensor]) -> dict[str, int]:
+    """Dynamic axes that the fixed model has at one size."""
+    shapes = {t.name: t.shape for t in after}
+    pairs = ((d, now) for t in before for d, now in zip(t.shape, shapes.get(t.name, t.shape), strict=False))
+    return {d: now for d, now in pairs if isinstance(d, str) and isinstance(now, int)}
+
+
+def _working(
+    one: Any, sizes: Iterator[feeds.Sizes], seed: int, seen: _Samples
+) -> tuple[feeds.Sizes | None, list[feeds.Draw]]:
+    """The first sizes the original runs at, and the ways to fill its inputs that it takes there."""
+    for chosen in sizes:
+        if feeds.too_large(one.inputs, chosen):
+            seen.failing.append(f"{_sizes(chosen)}: over {feeds.LARGEST:,} input elements")
+            continue
+        ways, reason = [], ""
+        for draw in feeds.draws(one.inputs, chosen):
+            try:
+                one.run(feeds.seeded(one.inputs, draw, seed))
+                ways.append(draw)
+            except BackendError as error:
+                reason = reason or str(error)
+        if ways:
+            # The narrower integer range is for models that refuse the wider one.
+            widest = [w for w in ways if w.ints == ways[0].ints]
+            seen.sizes.append(dict(chosen))
+            return chosen, widest
+        seen.failing.append(f"{_sizes(chosen)}: {reason}")
+    return None, []
+
+
+def _compare_all(
+    one: Any,
+    other: Any,
+    samples: Iterator[feeds.Feeds],
+    tolerance: _Tolerance,
+    seen: _Samples,
+    deadline: float,
+    progress: Progress | None,
+) -> None:
+    dtypes = {t.name: t.dtype for t in other.inputs}
+    for sample in samples:
+        if seen.ran and time.monotonic() > deadline:
+            break
+        if progress:
+            progress(f"parity: sample {seen.ran + 1}", None)
+        try:
+            expected = one.run(sample)
+        except BackendError as error:
+            seen.failing.append(f"sample {seen.ran}: {error}")
+            continue
+        seen.ran += 1
+        try:
+            got = other.run({n: feeds.cast(a, dtypes[n]) for n, a in sample.items() if n in dtypes})
+        except BackendError as error:
+            seen.fault = f"the fixed model fails where the original runs: {error}"
+            return
+        for name, reference in expected.items():
+            compared = compare(name, reference, got[name], tolerance.of(name, reference))
+            seen.compared[name].append(compared)
+            if compared.verdict not in ("equal", "within") and seen.beyond is None:
+                seen.beyond = sample, name
+
+
+def _repeatable(one: Any, sample: feeds.Feeds, output: str) -> bool:
+    first, second = one.run(sample)[output], one.run(sample)[output]
+    return compare(output, first, second, 0.0).verdict in ("equal", "kind")
+
+
+class _Tolerance:
+    """The error allowed, relative to the output's largest magnitude."""
+
+    def __init__(self, safety: Safety, stated: Mapping[str, float]) -> None:
+        self.safety = safety
+        self.stated = stated
+        self.asked = stated.get(safety.value)
+        # Lossy changes without a stated tolerance are measured, but there is nothing to judge them by.
+        self.judges = safety is not Safety.LOSSY or self.asked is not None
+
+    def of(self, output: str, reference: Any) -> float:
+        if output in self.stated:
+            return self.stated[output]
+        if self.asked is not None:
+            return self.asked
+        if self.safety is Safety.LOSSY:
+            return float("inf")
+        own = TOLERANCES[self.safety]
+        half = isinstance(reference, np.ndarray) and reference.dtype == np.float16
+        return max(own, float(np.finfo(np.float16).eps)) if half and self.safety is Safety.CLOSE else own
+
+    def __str__(self) -> str:
+        if not self.judges:
+            return "none stated"
+        value = self.asked if self.asked is not None else TOLERANCES[self.safety]
+        own = TOLERANCES.get(self.safety)
+        wider = f", wider than the {own:g} of the grade, as asked" if own is not None and value > own else ""
+        return f"{value:g} of the largest magnitude{wider}"
+
+
+def _judge(by: str, seen: _Samples, tolerance: _Tolerance, seeds: Sequence[int], inputs: Path | None) -> Check:
+    figures = _figures(seen, tolerance, seeds, inputs)
+
+    def check(status: Status, detail: str) -> Check:
+        return Check("parity", status, by, detail, figures)
+
+    if seen.fault:
+        return check(Status.FAILED, seen.fault)
+    if not seen.ran:
+        tried = seen.failing[0] if seen.failing else "no sample"
+        return check(Status.NOT_RUN, f"the original runs on none of the inputs tried: {tried}; give some with --inputs")
+    over = f"over {_plural(seen.ran, 'sample')}{_at(seen.sizes)}"
+    for name, compared in seen.compared.items():
+        for c in compared:
+            if c.verdict in ("shape", "finite"):
+                return check(Status.FAILED, f"output {name}: {c.note}")
+            if c.verdict == "kind":
+                return check(Status.NOT_RUN, f"output {name} is {c.note}: the parity compares tensors")
+            if c.verdict == "beyond":
+                error = f"differs by {c.max_abs:.3g}, {c.relative:.3g} of its largest magnitude {c.magnitude:.3g}"
+                return check(Status.FAILED, f"output {name} {error} (allowed: {tolerance})")
+    blank = [n for n, compared in seen.compared.items() if not any(c.finite for c in compared)]
+    if blank:
+        what = "is empty" if not any(c.elements for c in seen.compared[blank[0]]) else "has only NaN or infinity"
+        return check(Status.NOT_RUN, f"output {blank[0]} {what} {over}: that proves nothing; give inputs with --inputs")
+    largest = max((c for cs in seen.compared.values() for c in cs), key=lambda c: c.relative, default=Compared("equal"))
+    if all(c.verdict == "equal" for cs in seen.compared.values() for c in cs):
+        return check(Status.PASSED, f"{_plural(len(seen.compared), 'output')} equal in every value {over}")
+    error = f"largest error {largest.max_abs:.3g}, {largest.relative:.2g} of the output's largest magnitude"
+    if not tolerance.judges:
+        return check(Status.NOT_RUN, f"measured, not judged: {error} {over}; no tolerance is stated for lossy changes")
+    rounding = "not equal but summed in another order: " if tolerance.safety is Safety.EXACT else ""
+    return check(Status.PASSED, f"{rounding}{error} {over} (allowed: {tolerance})")
+
+
+def _figures(seen: _Samples, tolerance: _Tolerance, seeds: Sequence[int], inputs: Path | None) -> dict[str, Any]:
+    return {
+        "samples": seen.ran,
+        "inputs": inputs.name if inputs else f"seeds {', '.join(map(str, seeds))}",
+        "sizes": seen.sizes,
+        "original_fails_at": seen.failing[:20],
+        "grade": tolerance.safety.value,
+        "tolerance": str(tolerance),
+        "outputs": worst(seen.compared),
+    }
+
+
+def _sizes(chosen: Mapping[str, int]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in chosen.items()) or "its own sizes"
+
+
+def _at(sizes: Sequence[Mapping[str, int]]) -> str:
+    named = [_sizes(s) for s in sizes if s]
+    return f" at {' and at '.join(named)}" if named else ""
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+# ---- build and read back ----
+
+
+def build(path: Path, plan: Path, options: trt.BuildOptions, progress: Progress | None = None) -> Check:
+    """Build an engine from the model at `path`, written to `plan` whole or not at all.
+
+    Raises RequestError for settings that the TensorRT at hand can't take.
+    """
+    tensorrt = trt.shared()
+    try:
+        about = tensorrt.about()
+        built = tensorrt.build(path, plan, options, progress)
+    except UnavailableError as error:
+        return Check("build", Status.NOT_RUN, "tensorrt", str(error))
+    except BackendError as error:
+        return _died("build", path, error)
+    by = str(about)
+    if built.refusals:
+        findings = _findings(path, built.refusals, by)
+        refused = f"the parser refuses {_plural(len(findings), 'node')}: {_first(findings)}"
+        return Check("build", Status.FAILED, by, refused, {"warnings": list(built.warnings)}, findings)
+    figures = {
+        "bytes": built.bytes,
+        "seconds": built.seconds,
+        "layers": built.layers,
+        "compute_capability": options.compute_capability if about.capabilities else "",
+        "shapes": [dict(s) for s in built.shapes],
+        "warnings": list(built.warnings),
+    }
+    return Check("build", Status.PASSED, by, _built(about, built, options), figures)
+
+
+def _built(about: trt.About, built: trt.Built, options: trt.BuildOptions) -> str:
+    goal = ""
+    if options.compute_capability:
+        goal = f" for compute capability {options.compute_capability}"
+        if not about.capabilities:
+            goal = f" for the GPU at hand ({about.flavour} builds for no other)"
+    shapes = "".join(
+        f"; {name} from {_dims(low)} to {_dims(high)}" if low != high else f"; {name} at {_dims(low)}"
+        for profile in built.shapes
+        for name, (low, _opt, high) in profile.items()
+    )
+    return f"serialised {built.bytes:,} bytes{goal} in {built.seconds:.1f} s{shapes}"
+
+
+def _dims(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
+
+
+def readback(plan: Path, *, seconds: float = 600.0) -> Check:
+    """Load the engine at `plan` again, as far as this machine allows, and say how far that was.
+
+    PASSED needs an execution context; a machine that can't get so far gives NOT_RUN, a bad plan FAILED.
+    """
+    try:
+        about = trt.shared().about()
+        back = trt.shared().readback(plan, seconds=seconds)
+    except UnavailableError as error:
+        return Check("readback", Status.NOT_RUN, "tensorrt", str(error))
+    except BackendError as error:
+        return _died("readback", plan, error)
+    by = str(about)
+    figures = {"stage": back.stage, "bindings": [dict(b) for b in back.bindings]}
+    if back.stage == "context":
+        return Check("readback", Status.PASSED, by, "deserialised, with an execution context", figures)
+    if back.stage == "header":
+        detail = f"the plan's header and size are valid; deserialising needs an NVIDIA GPU and driver: {back.detail}"
+        return Check("readback", Status.NOT_RUN, by, detail, figures)
+    got = "deserialised, but gives no execution context" if back.stage == "engine" else "the plan can't be read"
+    return Check("readback", Status.FAILED, by, f"{got}: {one_line(back.detail)}", figures)
