@@ -1,3 +1,51 @@
-"""onnxfix: make ONNX models acceptable to TensorRT, and prove it."""
+"""onnxfix: make ONNX models acceptable to TensorRT, and prove it.
 
-__version__ = "0.1.0.dev0"
+    import onnxfix
+
+    onnxfix.inspect("model.onnx", target="jetson-nano").findings
+    report = onnxfix.apply("model.onnx", rules="jetson.yml", output="fixed.onnx")
+
+Everything public is here; it is loaded when first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from onnxfix.api import apply as apply
+    from onnxfix.api import doctor as doctor
+    from onnxfix.api import exit_status as exit_status
+    from onnxfix.api import inspect as inspect
+    from onnxfix.errors import ModelError as ModelError
+    from onnxfix.errors import OnnxfixError as OnnxfixError
+    from onnxfix.errors import RequestError as RequestError
+    from onnxfix.errors import RuleError as RuleError
+    from onnxfix.errors import Skip as Skip
+    from onnxfix.errors import TargetError as TargetError
+    from onnxfix.report import Report as Report
+    from onnxfix.report import Safety as Safety
+    from onnxfix.rule import Rule as Rule
+
+_HOME = {
+    "onnxfix.api": ("apply", "doctor", "exit_status", "inspect"),
+    "onnxfix.errors": ("ModelError", "OnnxfixError", "RequestError", "RuleError", "Skip", "TargetError"),
+    "onnxfix.report": ("Change", "Check", "Finding", "Report", "Safety", "Skipped", "Status", "Where"),
+    "onnxfix.rule": ("Context", "Edit", "Graph", "Node", "Rule"),
+}
+_MODULE = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = sorted(_MODULE)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULE:
+        return getattr(importlib.import_module(_MODULE[name]), name)
+    raise AttributeError(f"module 'onnxfix' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -765,6 +765,7 @@ class Edit:
     def _take_over(self, old: str, new: str, producer: Node) -> None:
         graph = self.graph
         retired = graph.fresh(f"{old}/retired")
+        self._loose.append((graph, retired))
         former = graph.producers[old]
         self._former.setdefault(former, former.where())
         self._redirect(graph, old, retired, only_new=True)

@@ -1,9 +1,9 @@
 """The predicates of the support matrix: what can be asked of a node, as data, and the answers.
 
-A predicate is a JSON object. Its first key says what is looked at (`attr`, `input`, `output`, …), the rest what must
-be true of it; `data/matrix.schema.json` lists all of them. There is no expression language. Each is made into a
-`Check` once, when a release is loaded. A check answers (True, "") when the target takes what it sees, (False, what
-it saw) when it does not, and (None, "") when that cannot be known.
+A predicate is a JSON object. Its first key says what is looked at (`attr`, `input`, `output`, …), the rest
+what must be true of it; `data/matrix.schema.json` lists all of them. There is no expression language. Each is
+made into a `Check` once, when a release is loaded. A check answers (True, "") when the target takes what it
+sees, (False, what it saw) when it does not, and (None, "") when that cannot be known.
 """
 
 from __future__ import annotations
@@ -239,10 +239,10 @@ def _constant_test(kind: str) -> _ValueTest:
 
 def _values_test(fits: Callable[[float], bool]) -> _ValueTest:
     def test(node: Node, name: str, facts: Facts) -> Answer:
-        values = values(node.graph, name)
-        if values is None:
+        held = values(node.graph, name)
+        if held is None:
             return _OPEN
-        wrong = next((v for v in values if not fits(v)), None)
+        wrong = next((v for v in held if not fits(v)), None)
         return wrong is None, f"holds {wrong}"
 
     return test
@@ -283,7 +283,8 @@ def _static_axis_test(attribute: str) -> _ValueTest:
 
 def _size(node: Node, name: str, attribute: str) -> int | str | None:
     """The size of the axis an attribute names."""
-    shape, axis = node.graph.shape(name), node.attr(attribute)
+    shape = node.graph.shape(name)
+    axis: int | None = node.attr(attribute)
     if shape is None or axis is None or not -len(shape) <= axis < len(shape):
         return None
     return shape[axis]

@@ -1,8 +1,8 @@
 """What each TensorRT release takes, as data, and the verdict on a node.
 
 `data/matrix/*.json` hold one release each: the limits its ONNX parser puts on each operator, as predicates
-(`onnxfix.limits`). `data/targets.json` says which release a board or JetPack has. Nothing is read before it is
-asked for, and a file is read once.
+(`onnxfix.limits`). `data/targets.json` says which release a board or JetPack has. Nothing is read before it
+is asked for, and a file is read once.
 
 The matrix predicts; the parser judges. A limit that cannot be decided here says so (`Effect.UNDECIDED`), and
 an operator without a row is `Effect.UNKNOWN`, never fine.
@@ -17,8 +17,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-
-from onnx import TensorProto
 
 from onnxfix.errors import TargetError
 from onnxfix.graph import Graph, Node
@@ -296,8 +294,8 @@ class _Matrix:
         return Verdict(effect, reason, f"{self.release} {limit}{known}, {self.source}", limit)
 
     def without_row(self, op: str, domain: str) -> Verdict | None:
-        product = "TensorRT-RTX" if self.release.startswith("rtx") else "TensorRT"
-        name = f"{product} {self.release.removeprefix('rtx-')}"
+        kind, _, version = self.release.partition("-")
+        name = f"{'TensorRT-RTX' if kind == 'rtx' else 'TensorRT'} {version}"
         if op in self.plugins:
             reason = f"{op} is a plugin of TensorRT's own library: load that library before parsing"
             return self.verdict(Effect.PLUGIN, reason, "plugin")

@@ -193,10 +193,14 @@ def _node_tensors(nodes: object) -> Iterator[TensorProto]:
 
 
 class Draft:
-    """A model written whole to a hidden folder beside its destination, to be proved and then published.
+    """A model written whole under a hidden name beside its destination, to be proved and then published.
 
     Nothing appears under the destination's name before `publish`, which renames; leaving the `with` block
-    without it leaves no trace. A folder left by a killed run is removed by the next one.
+    without it leaves no trace. What a killed run left is removed by the next one. `folder` is for other results that
+    should be renamed into place too.
+
+    External data is copied into the folder when the destination is elsewhere; beside the input the output refers to
+    the same data file, and the draft lies next to it, since checkers accept neither links nor other folders.
     """
 
     def __init__(self, model: Model, destination: Path) -> None:
@@ -209,15 +213,18 @@ class Draft:
             raise RequestError(f"{destination}: is the input itself; give another name with -o")
         _remove_stale(destination)
         self.folder = parent / f".{destination.name}.onnxfix-{os.getpid()}-{secrets.token_hex(4)}"
-        self.path = self.folder / destination.name
+        self._shares = any(is_external(t) for t in model.tensors()) and (
+            model.directory.resolve() == parent.resolve()
+        )
+        self.path = self.folder.with_name(f"{self.folder.name}.onnx") if self._shares else self.folder / destination.name
         try:
             self.folder.mkdir()
             self._write(model)
         except OSError as error:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            self.__exit__()
             raise RequestError(f"{destination}: cannot be written: {_reason(error)}") from None
         except BaseException:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            self.__exit__()
             raise
 
     def __enter__(self) -> Draft:
@@ -225,6 +232,7 @@ class Draft:
 
     def __exit__(self, *_: object) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
+        self.path.unlink(missing_ok=True)
 
     def sha256(self) -> str:
         return hashlib.sha256(self.path.read_bytes()).hexdigest()
@@ -246,20 +254,13 @@ class Draft:
     def _write(self, model: Model) -> None:
         external = [t for t in model.tensors() if is_external(t)]
         proto = model.proto
-        same_folder = model.directory.resolve() == self.destination.parent.resolve()
         renamed: dict[str, str] = {}
         for location in dict.fromkeys(external_field(t, "location") for t in external):
             tensor = next(t for t in external if external_field(t, "location") == location)
             source = external_path(tensor, model.directory)
             if not source.is_file():
                 raise ModelError(f"{model.path}: its external data file '{location}' is missing; put it beside it")
-            if same_folder:  # the output refers to the same file; only the proofs need it in our folder
-                target = self.folder / location
-                target.parent.mkdir(parents=True, exist_ok=True)
-                try:
-                    os.link(source, target)
-                except OSError:
-                    shutil.copyfile(source, target)
+            if self._shares:
                 continue
             name = f"{self.destination.name}.data" + (f".{len(renamed)}" if renamed else "")
             renamed[location] = name
@@ -307,12 +308,15 @@ def _reason(error: OSError) -> str:
 
 def _remove_stale(destination: Path) -> None:
     """Remove drafts of this destination whose process is gone."""
-    pattern = re.compile(re.escape(f".{destination.name}.onnxfix-") + r"(\d+)-[0-9a-f]{8}$")
+    pattern = re.compile(re.escape(f".{destination.name}.onnxfix-") + r"(\d+)-[0-9a-f]{8}(\.onnx)?$")
     with contextlib.suppress(OSError):
         for entry in os.scandir(destination.parent):
             match = pattern.match(entry.name)
             if match and not _alive(int(match[1])):
-                shutil.rmtree(entry.path, ignore_errors=True)
+                if entry.is_dir(follow_symlinks=False):
+                    shutil.rmtree(entry.path, ignore_errors=True)
+                else:
+                    os.unlink(entry.path)
 
 
 def _alive(pid: int) -> bool:

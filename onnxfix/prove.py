@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxfix import backends
 from onnxfix.backends import BackendError, feeds, trt
 from onnxfix.backends.compare import Compared, compare, worst
 from onnxfix.errors import ModelError, OnnxfixError, UnavailableError
@@ -25,6 +24,9 @@ from onnxfix.model import is_external, load, nbytes, one_line
 from onnxfix.report import Check, Effect, Finding, Safety, Status, Where
 
 Progress = Callable[[str, "float | None"], None]
+
+# The place of the main graph's node at an index of the parser.
+Places = Callable[[int], "Where | None"]
 
 # Up to here shape inference runs with the weights in place; beyond it they are left out, to keep memory flat.
 INLINE_LIMIT = 256 << 20
@@ -80,9 +82,7 @@ def _skeleton(path: Path) -> onnx.ModelProto:
 # ---- parse ----
 
 
-def parse(
-    path: Path, *, node_where: Callable[[int], Where | None] | None = None, seconds: float = 600.0
-) -> Check:
+def parse(path: Path, *, node_where: Places | None = None, seconds: float = 600.0) -> Check:
     """TensorRT's own parser. Each refusal is a Finding at its node, in the file at `path`.
 
     `node_where` gives the place of the main graph's node at an index; by default it is read from the file.
@@ -117,7 +117,7 @@ def _died(name: str, path: Path, error: BackendError) -> Check:
 
 
 def _findings(
-    path: Path, refusals: Sequence[trt.Refusal], by: str, node_where: Callable[[int], Where | None] | None = None
+    path: Path, refusals: Sequence[trt.Refusal], by: str, node_where: Places | None = None
 ) -> tuple[Finding, ...]:
     try:
         graph: Graph | None = Graph.of(load(path))
@@ -128,7 +128,7 @@ def _findings(
     )
 
 
-def _place(refusal: trt.Refusal, graph: Graph | None, node_where: Callable[[int], Where | None] | None) -> Where:
+def _place(refusal: trt.Refusal, graph: Graph | None, node_where: Places | None) -> Where:
     if node_where and not refusal.stack and (given := node_where(refusal.node)):
         return given
     nodes = _scope(graph, refusal.stack) if graph else []
@@ -138,7 +138,7 @@ def _place(refusal: trt.Refusal, graph: Graph | None, node_where: Callable[[int]
 
 
 def _scope(graph: Graph, stack: Sequence[str]) -> list[Node]:
-    """The nodes of the scope a stack of the parser leads to: "name (Op)" enters a node, "name (attribute)" its body."""
+    """The nodes of the scope a stack of the parser leads to, e.g. ("outer_if (If)", "tb (then_branch)")."""
     scope, owner = graph, None
     for entry in stack:
         name, _, kind = entry[:-1].rpartition(" (")
@@ -199,12 +199,17 @@ TOLERANCES = {Safety.EXACT: 1e-6, Safety.CLOSE: 1e-5}
 class _Samples:
     """What the parity has seen so far."""
 
+    deadline: float
     compared: dict[str, list[Compared]] = field(default_factory=lambda: defaultdict(list))
     sizes: list[dict[str, int]] = field(default_factory=list)
-    failing: list[str] = field(default_factory=list)  # sizes at which the original does not run, with its reason
+    failing: list[str] = field(default_factory=list)  # where the original does not run, and why
     ran: int = 0
+    integers: set[int] = field(default_factory=set)  # values given to single integers
     fault: str = ""  # why the fixed model is wrong
     beyond: tuple[feeds.Feeds, str] | None = None  # inputs and output of the first difference over tolerance
+
+    def late(self) -> bool:
+        return time.monotonic() > self.deadline
 
 
 def parity(
@@ -241,7 +246,7 @@ def parity(
     by = str(one)
     if mismatch := _interface(one, other):
         return Check("parity", Status.FAILED, by, mismatch)
-    seen = _Samples()
+    seen = _Samples(time.monotonic() + seconds)
     tolerance = _Tolerance(safety, tolerances or {})
     with one, other:
         if inputs is not None:
@@ -250,10 +255,10 @@ def parity(
             return Check("parity", Status.NOT_RUN, by, f"{reason}: give inputs with --inputs")
         else:
             samples = _seeded(one, other, seeds, seen)
-        _compare_all(one, other, samples, tolerance, seen, time.monotonic() + seconds, progress)
+        _compare_all(one, other, samples, tolerance, seen, progress)
         if seen.beyond and not _repeatable(one, *seen.beyond):
             output = seen.beyond[1]
-            reason = f"the original gives other values of {output} on every run: there is nothing to compare with"
+            reason = f"the original itself gives other values of {output} on every run"
             return Check("parity", Status.NOT_RUN, by, reason, _figures(seen, tolerance, seeds, inputs))
     return _judge(by, seen, tolerance, seeds, inputs)
 
@@ -325,6 +330,8 @@ def _working(
 ) -> tuple[feeds.Sizes | None, list[feeds.Draw]]:
     """The first sizes the original runs at, and the ways to fill its inputs that it takes there."""
     for chosen in sizes:
+        if seen.late():
+            break
         if feeds.too_large(one.inputs, chosen):
             seen.failing.append(f"{_sizes(chosen)}: over {feeds.LARGEST:,} input elements")
             continue
@@ -339,6 +346,8 @@ def _working(
             # The narrower integer range is for models that refuse the wider one.
             widest = [w for w in ways if w.ints == ways[0].ints]
             seen.sizes.append(dict(chosen))
+            if len(widest) > 1:
+                seen.integers.update(w.scalar for w in widest)
             return chosen, widest
         seen.failing.append(f"{_sizes(chosen)}: {reason}")
     return None, []
@@ -350,12 +359,11 @@ def _compare_all(
     samples: Iterator[feeds.Feeds],
     tolerance: _Tolerance,
     seen: _Samples,
-    deadline: float,
     progress: Progress | None,
 ) -> None:
     dtypes = {t.name: t.dtype for t in other.inputs}
     for sample in samples:
-        if seen.ran and time.monotonic() > deadline:
+        if seen.ran and seen.late():
             break
         if progress:
             progress(f"parity: sample {seen.ran + 1}", None)
@@ -412,7 +420,9 @@ class _Tolerance:
         return f"{value:g} of the largest magnitude{wider}"
 
 
-def _judge(by: str, seen: _Samples, tolerance: _Tolerance, seeds: Sequence[int], inputs: Path | None) -> Check:
+def _judge(
+    by: str, seen: _Samples, tolerance: _Tolerance, seeds: Sequence[int], inputs: Path | None
+) -> Check:
     figures = _figures(seen, tolerance, seeds, inputs)
 
     def check(status: Status, detail: str) -> Check:
@@ -422,7 +432,7 @@ def _judge(by: str, seen: _Samples, tolerance: _Tolerance, seeds: Sequence[int],
         return check(Status.FAILED, seen.fault)
     if not seen.ran:
         tried = seen.failing[0] if seen.failing else "no sample"
-        return check(Status.NOT_RUN, f"the original runs on none of the inputs tried: {tried}; give some with --inputs")
+        return check(Status.NOT_RUN, f"the original runs on no input tried: {tried}; give some with --inputs")
     over = f"over {_plural(seen.ran, 'sample')}{_at(seen.sizes)}"
     for name, compared in seen.compared.items():
         for c in compared:
@@ -431,27 +441,33 @@ def _judge(by: str, seen: _Samples, tolerance: _Tolerance, seeds: Sequence[int],
             if c.verdict == "kind":
                 return check(Status.NOT_RUN, f"output {name} is {c.note}: the parity compares tensors")
             if c.verdict == "beyond":
-                error = f"differs by {c.max_abs:.3g}, {c.relative:.3g} of its largest magnitude {c.magnitude:.3g}"
-                return check(Status.FAILED, f"output {name} {error} (allowed: {tolerance})")
-    blank = [n for n, compared in seen.compared.items() if not any(c.finite for c in compared)]
-    if blank:
-        what = "is empty" if not any(c.elements for c in seen.compared[blank[0]]) else "has only NaN or infinity"
-        return check(Status.NOT_RUN, f"output {blank[0]} {what} {over}: that proves nothing; give inputs with --inputs")
-    largest = max((c for cs in seen.compared.values() for c in cs), key=lambda c: c.relative, default=Compared("equal"))
-    if all(c.verdict == "equal" for cs in seen.compared.values() for c in cs):
+                error = f"{c.max_abs:.3g}, {c.relative:.3g} of its largest magnitude {c.magnitude:.3g}"
+                return check(Status.FAILED, f"output {name} differs by {error} (allowed: {tolerance})")
+    for name, compared in seen.compared.items():
+        if not any(c.finite for c in compared):
+            what = "has only NaN or infinity" if any(c.elements for c in compared) else "is empty"
+            detail = f"output {name} {what} {over}, which proves nothing; give inputs with --inputs"
+            return check(Status.NOT_RUN, detail)
+    everything = [c for compared in seen.compared.values() for c in compared]
+    if all(c.verdict == "equal" for c in everything):
         return check(Status.PASSED, f"{_plural(len(seen.compared), 'output')} equal in every value {over}")
+    largest = max(everything, key=lambda c: c.relative)
     error = f"largest error {largest.max_abs:.3g}, {largest.relative:.2g} of the output's largest magnitude"
     if not tolerance.judges:
-        return check(Status.NOT_RUN, f"measured, not judged: {error} {over}; no tolerance is stated for lossy changes")
+        detail = f"measured, not judged: {error} {over}; no tolerance is stated for lossy changes"
+        return check(Status.NOT_RUN, detail)
     rounding = "not equal but summed in another order: " if tolerance.safety is Safety.EXACT else ""
     return check(Status.PASSED, f"{rounding}{error} {over} (allowed: {tolerance})")
 
 
-def _figures(seen: _Samples, tolerance: _Tolerance, seeds: Sequence[int], inputs: Path | None) -> dict[str, Any]:
+def _figures(
+    seen: _Samples, tolerance: _Tolerance, seeds: Sequence[int], inputs: Path | None
+) -> dict[str, Any]:
     return {
         "samples": seen.ran,
         "inputs": inputs.name if inputs else f"seeds {', '.join(map(str, seeds))}",
         "sizes": seen.sizes,
+        "integers": sorted(seen.integers),
         "original_fails_at": seen.failing[:20],
         "grade": tolerance.safety.value,
         "tolerance": str(tolerance),
@@ -539,7 +555,7 @@ def readback(plan: Path, *, seconds: float = 600.0) -> Check:
     if back.stage == "context":
         return Check("readback", Status.PASSED, by, "deserialised, with an execution context", figures)
     if back.stage == "header":
-        detail = f"the plan's header and size are valid; deserialising needs an NVIDIA GPU and driver: {back.detail}"
+        detail = f"the plan's header and size are valid; deserialising stops here: {back.detail}"
         return Check("readback", Status.NOT_RUN, by, detail, figures)
-    got = "deserialised, but gives no execution context" if back.stage == "engine" else "the plan can't be read"
-    return Check("readback", Status.FAILED, by, f"{got}: {one_line(back.detail)}", figures)
+    fault = "it gives no execution context" if back.stage == "engine" else "the plan can't be read"
+    return Check("readback", Status.FAILED, by, f"{fault}: {one_line(back.detail)}", figures)

@@ -39,7 +39,7 @@ def package_models() -> dict[str, Path]:
 
 
 def package_model(name: str) -> Path:
-    """The path of one model of `package_models`; skips the test, saying how to get it, when it is not here."""
+    """The path of one model of `package_models`; where it is not, skips and says how to get it."""
     path = package_models().get(name)
     if path is None:
         package = name.split("/")[0]

@@ -1,7 +1,7 @@
-"""One seam, three backends: ONNX Runtime, TensorRT and TensorRT-RTX. Each says whether it is here, and why not.
+"""One seam, three backends: ONNX Runtime, TensorRT and TensorRT-RTX. Each says whether it is here, or why not.
 
     ort.py        ONNX Runtime in this process: constant folding, and both sides of the parity
-    reference.py  ONNX's own reference evaluator, in a child process with a time limit: where ONNX Runtime can't
+    reference.py  ONNX's reference evaluator, in a child process: for what ONNX Runtime lacks
     feeds.py      inputs for the parity: seeded, or from the user's file
     compare.py    two sets of outputs, judged by Polygraphy
     trt.py        TensorRT and TensorRT-RTX, driven through Polygraphy in a long-lived child process
@@ -12,8 +12,11 @@ Importing this package imports none of the heavy ones.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import importlib.util
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,8 +44,8 @@ class BackendInfo:
 HOW_TO_GET = {
     "onnxruntime": "pip install 'onnxfix[prove]'",
     "polygraphy": "pip install 'onnxfix[prove]'",
-    "tensorrt": "on a Jetson it comes with JetPack (apt install python3-libnvinfer; a virtual environment needs "
-    "--system-site-packages); elsewhere: pip install 'onnxfix[tensorrt]'",
+    "tensorrt": "on a Jetson it comes with JetPack (apt install python3-libnvinfer; a virtual environment "
+    "needs --system-site-packages); elsewhere: pip install 'onnxfix[tensorrt]'",
     "tensorrt_rtx": "pip install 'onnxfix[rtx]' (Linux or Windows on x86-64; needs no GPU)",
 }
 
@@ -62,7 +65,7 @@ def absent(module: str) -> str:
     if spec is None or spec.origin is None:
         return f"the Python package {module} is not installed"
     if module == "tensorrt" and not _has_binary(Path(spec.origin).parent):
-        return "the tensorrt installed here is only the placeholder of the package index, without NVIDIA's libraries"
+        return "the tensorrt installed here is a mere placeholder, without NVIDIA's libraries"
     return ""
 
 
@@ -83,8 +86,24 @@ def version(module: str) -> str:
     return ""
 
 
+def child_environment() -> dict[str, str]:
+    """For a child running one of our modules: this very package, and none of the current folder in front of it."""
+    root = str(Path(__file__).resolve().parents[2])
+    path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1", "PYTHONIOENCODING": "utf-8"}
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Polygraphy says nothing inside: what it finds is told in our own reports."""
+    from polygraphy.logger import G_LOGGER
+
+    with G_LOGGER.verbosity(G_LOGGER.CRITICAL + 1):
+        yield
+
+
 def survey() -> list[BackendInfo]:
-    """All backends, the missing ones with the reason. An installed TensorRT is asked itself, in its child process."""
+    """All backends, the missing ones with the reason. An installed TensorRT is asked itself, in a child process."""
     return [_survey_ort(), _survey_tensorrt("tensorrt"), _survey_tensorrt("tensorrt_rtx")]
 
 
@@ -112,6 +131,7 @@ def _survey_tensorrt(flavour: str) -> BackendInfo:
     if about.capabilities:
         notes.append(f"builds for compute capability {', '.join(about.capabilities)}")
     if about.no_driver:
-        notes.append(f"{about.no_driver}: engines can be built but not run" if flavour == "tensorrt_rtx" else
-                     f"{about.no_driver}: models can be parsed, engines can be neither built nor run")  # fmt: skip
+        # Only TensorRT-RTX builds for a GPU that is not here.
+        left = "built but not run" if about.capabilities else "neither built nor run"
+        notes.append(f"{about.no_driver}: models can be parsed, engines {left}")
     return BackendInfo(flavour, True, about.version, notes=tuple(notes))

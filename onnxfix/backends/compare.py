@@ -1,4 +1,4 @@
-"""Two sets of outputs, judged by Polygraphy's CompareFunc.simple, with NaN and infinity counted and not passed over."""
+"""Two sets of outputs, judged by Polygraphy's simple comparison; NaN and infinity count and are not passed over."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from onnxfix.backends import quiet
+
 
 @dataclass(frozen=True)
 class Compared:
-    """One output of one sample. Errors are absolute, in the output's own unit; `magnitude` is max |before|."""
+    """One output of one sample. Errors are in the output's own unit; `magnitude` is max |before|."""
 
     verdict: str  # "equal", "within", "beyond", or what differs besides the values: "shape", "finite", "kind"
     elements: int = 0
@@ -30,7 +32,7 @@ class Compared:
 
 
 def compare(name: str, before: Any, after: Any, tolerance: float) -> Compared:
-    """Compare by value. `tolerance` is relative to max |before|; integers, booleans and strings must be equal."""
+    """Compare by value. `tolerance` is relative to max |before|; integers, bools and strings must be equal."""
     if not isinstance(before, np.ndarray) or not isinstance(after, np.ndarray):
         return Compared("kind", note="not a tensor")
     if before.shape != after.shape:
@@ -67,11 +69,13 @@ def compare(name: str, before: Any, after: Any, tolerance: float) -> Compared:
 
 
 def _polygraphy(name: str, before: np.ndarray, after: np.ndarray, allowed: float) -> tuple[bool, float]:
-    from polygraphy.comparator import CompareFunc, IterationResult
-    from polygraphy.logger import G_LOGGER
+    from polygraphy import comparator
+    from polygraphy.comparator import IterationResult
 
-    simple = CompareFunc.simple(atol=allowed, rtol=0.0, check_error_stat="elemwise")
-    with G_LOGGER.verbosity(G_LOGGER.CRITICAL + 1), np.errstate(all="ignore"):
+    # CompareFunc.simple goes away in Polygraphy 0.60; its successor came during 0.53.
+    make = getattr(comparator, "SimpleCompareFunc", None) or comparator.CompareFunc.simple
+    simple = make(atol=allowed, rtol=0.0, check_error_stat="elemwise")
+    with quiet(), np.errstate(all="ignore"):
         result = simple(IterationResult({name: before}), IterationResult({name: after}))[name]
     return bool(result), float(result.max_absdiff)
 

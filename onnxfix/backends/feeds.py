@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from onnxfix.backends import quiet
 from onnxfix.errors import RequestError
+from onnxfix.model import one_line
 
 Feeds = dict[str, np.ndarray]
 Sizes = dict[str, int]
@@ -28,7 +30,7 @@ LARGEST = 1 << 26  # elements of all inputs together
 
 @dataclass(frozen=True)
 class Tensor:
-    """An input or output of a model. An axis is its size, or its name where it is dynamic ("input[axis]" unnamed)."""
+    """An input or output. An axis is its size, or its name where it is dynamic ("input[axis]" without one)."""
 
     name: str
     dtype: np.dtype[Any] | None  # None for what numpy can't hold, and for sequences and maps
@@ -38,7 +40,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Draw:
-    """How to fill inputs: sizes of the dynamic axes, the range of integers, and the value of a single integer."""
+    """How to fill inputs: sizes of dynamic axes, the range of integers, the value of a single integer."""
 
     sizes: Mapping[str, int]
     ints: tuple[int, int] = INT_RANGES[0]
@@ -46,27 +48,31 @@ class Draw:
 
 
 def axes(inputs: Sequence[Tensor]) -> dict[str, str]:
-    """The dynamic axes by name, each with its part: batch, channel or length. The first input that has it decides."""
+    """The dynamic axes by name, each with its part: batch, channel, length, or other.
+
+    The first input that has an axis decides. Lengths that only later inputs have are "other": often a state's batch.
+    """
     parts: dict[str, str] = {}
-    for tensor in inputs:
+    for order, tensor in enumerate(inputs):
         for position, dim in enumerate(tensor.shape):
             if isinstance(dim, str) and dim not in parts:
                 batch = position == 0 or "batch" in dim.lower()
                 channel = position == 1 and len(tensor.shape) == 4
-                parts[dim] = "batch" if batch else "channel" if channel else "length"
+                parts[dim] = "batch" if batch else "channel" if channel else "other" if order else "length"
     return parts
 
 
 def sizes(parts: Mapping[str, str], fixed: Mapping[str, int]) -> Iterator[Sizes]:
     """Sizes worth trying first, the likeliest first. `fixed` are not free to choose."""
 
-    def fill(batch: int | None, channel: int, length: int) -> Sizes:
-        values = {"batch": length if batch is None else batch, "channel": channel, "length": length}
+    def fill(batch: int, channel: int, length: int, other: int) -> Sizes:
+        values = {"batch": batch, "channel": channel, "length": length, "other": other}
         return {name: fixed.get(name, values[part]) for name, part in parts.items()}
 
-    tries = [fill(1, 3, n) for n in LENGTHS]
-    tries += [fill(1, 1, n) for n in LENGTHS[:6]]
-    tries += [fill(None, n, n) for n in LENGTHS]  # the first axis need not be a batch
+    tries = [fill(1, 3, n, n) for n in LENGTHS]
+    tries += [fill(1, 3, n, 1) for n in LENGTHS]
+    tries += [fill(1, 1, n, n) for n in LENGTHS[:6]]
+    tries += [fill(n, n, n, n) for n in LENGTHS]  # the first axis need not be a batch
     return _distinct(tries)
 
 
@@ -74,18 +80,19 @@ def other_sizes(found: Sizes, parts: Mapping[str, str], fixed: Mapping[str, int]
     """Once `found` is known to work: sizes that differ from it, those that differ in most axes first."""
     lengths = [n for n in LENGTHS if n not in found.values()][:6]
 
-    def vary(batch: bool, length: int | None) -> Sizes:
-        changed = dict(found)
-        for name, part in parts.items():
-            if part == "batch" and batch:
-                changed[name] = found[name] + 1
-            elif part == "length" and length:
-                changed[name] = length
-        return {**changed, **{n: v for n, v in fixed.items() if n in changed}}
+    def vary(batch: int, length: int) -> Sizes:
+        """Add to what is 1 and to batches; 0 keeps the length."""
 
-    tries = [vary(True, n) for n in lengths[:2]]
-    tries += [vary(True, None)]
-    tries += [vary(False, n) for n in lengths]
+        def new(name: str, part: str) -> int:
+            if part in ("batch", "other") and (part == "batch" or found[name] == 1):
+                return found[name] + batch
+            return found[name] if part == "channel" else length or found[name]
+
+        return {name: fixed.get(name, new(name, part)) for name, part in parts.items()}
+
+    tries = [vary(1, n) for n in lengths[:2]]
+    tries += [vary(1, 0)]
+    tries += [vary(0, n) for n in lengths]
     return (s for s in _distinct(tries) if s != found)
 
 
@@ -94,7 +101,7 @@ def _distinct(tries: Sequence[Sizes]) -> Iterator[Sizes]:
 
 
 def draws(inputs: Sequence[Tensor], chosen: Sizes) -> Iterator[Draw]:
-    """Ways to fill the inputs at these sizes, the likeliest first; only one where no integer input has a say."""
+    """Ways to fill the inputs at these sizes, the likeliest first; one where no integer input has a say."""
     ints = [t for t in inputs if t.dtype is not None and t.dtype.kind in "iu" and t.dtype.itemsize > 1]
     ranges = INT_RANGES if any(count(t, chosen) != 1 for t in ints) else INT_RANGES[:1]
     scalars = SCALARS if any(count(t, chosen) == 1 for t in ints) else SCALARS[:1]
@@ -132,7 +139,8 @@ def seeded(inputs: Sequence[Tensor], draw: Draw, seed: int) -> Feeds:
             ranges[tensor.name] = (False, True)
         else:
             ranges[tensor.name] = (0, 127) if tensor.dtype.itemsize == 1 else draw.ints
-    feeds = dict(DataLoader(seed=seed, input_metadata=metadata, val_range=ranges)[0])
+    with quiet():
+        feeds = dict(DataLoader(seed=seed, input_metadata=metadata, val_range=ranges)[0])
     for tensor in inputs:
         if tensor.dtype is not None and tensor.dtype.kind in "iu" and tensor.dtype.itemsize > 1:
             # Polygraphy takes a short integer vector for a shape and fills in one; ours are ordinary values.
@@ -155,8 +163,8 @@ def read(path: Path, inputs: Sequence[Tensor]) -> list[Feeds]:
     except FileNotFoundError:
         raise RequestError(f"{path}: no such file") from None
     except Exception as error:  # numpy, zipfile, json and Polygraphy raise what they like on damaged files
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise RequestError(f"{path}: not readable as inputs: {reason}; give an .npz or a Polygraphy .json") from None
+        reason = one_line(error)
+        raise RequestError(f"{path}: no .npz or Polygraphy .json of inputs: {reason}") from None
     if not samples:
         raise RequestError(f"{path}: holds no inputs")
     return [_fitting(path, i, sample, inputs) for i, sample in enumerate(samples)]
@@ -176,7 +184,8 @@ def _read_json(path: Path) -> list[Feeds]:
 
     if not path.exists():
         raise FileNotFoundError
-    loaded = load_json(str(path))
+    with quiet():
+        loaded = load_json(str(path))
     samples = loaded if isinstance(loaded, list) else [loaded]
     return [{name: np.asarray(value) for name, value in sample.items()} for sample in samples]
 
@@ -190,13 +199,16 @@ def _fitting(path: Path, position: int, sample: Feeds, inputs: Sequence[Tensor])
     feeds = {}
     for tensor in inputs:
         array = sample[tensor.name]
-        shape = tuple(d if isinstance(d, int) else None for d in tensor.shape)
-        if len(shape) != array.ndim or any(d not in (None, a) for d, a in zip(shape, array.shape, strict=False)):
-            wanted = "x".join(map(str, tensor.shape)) or "scalar"
-            got = "x".join(map(str, array.shape)) or "scalar"
-            raise RequestError(f"{path}: sample {position}: input {tensor.name} is {got}, the model takes {wanted}")
+        dims = zip(tensor.shape, array.shape, strict=False)
+        if len(tensor.shape) != array.ndim or any(isinstance(d, int) and d != got for d, got in dims):
+            wanted, got = _dims(tensor.shape), _dims(array.shape)
+            raise RequestError(f"{path}: sample {position}: {tensor.name} is {got}, the model takes {wanted}")
         feeds[tensor.name] = cast(array, tensor.dtype)
     return feeds
+
+
+def _dims(shape: Sequence[int | str]) -> str:
+    return "x".join(map(str, shape)) or "scalar"
 
 
 def cast(array: np.ndarray, dtype: np.dtype[Any] | None) -> np.ndarray:

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from onnxfix.backends import HOW_TO_GET, BackendError, absent, version
+from onnxfix.backends import HOW_TO_GET, BackendError, absent, quiet, version
 from onnxfix.backends.feeds import Feeds, Tensor
 from onnxfix.errors import UnavailableError
+from onnxfix.model import one_line
 
 DTYPES = {
     "float": "float32", "double": "float64", "float16": "float16", "bool": "bool", "string": "object",
     **{f"{sign}int{bits}": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
 }  # fmt: skip
+# How ONNX Runtime says that it is at its own limits, and not the model at fault.
+LACKING = (
+    "NOT_IMPLEMENTED",
+    "is not a registered function/op",
+    "No Op registered",
+    "Unsupported model IR version",
+    "under development and support for this is limited",
+)
 
 
 class UnsupportedError(BackendError):
@@ -39,8 +49,8 @@ def evaluate(model: bytes, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndar
 class Runner:
     """A model at `path` in ONNX Runtime, as Polygraphy's OnnxrtRunner. A context manager.
 
-    Raises UnavailableError without ONNX Runtime or Polygraphy, UnsupportedError when the model has an operator that
-    ONNX Runtime lacks, BackendError when it can't be loaded.
+    Raises UnavailableError without ONNX Runtime or Polygraphy, UnsupportedError when ONNX Runtime lacks an operator
+    of the model, BackendError when it can't load it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -49,8 +59,8 @@ class Runner:
                 raise UnavailableError(f"{why}: {HOW_TO_GET[module]}")
         from polygraphy.backend.onnxrt import OnnxrtRunner
 
-        # Polygraphy's own SessionFromOnnx leaves ONNX Runtime's log on; graph optimisations are off on both sides,
-        # so that the models are compared and not what ONNX Runtime makes of each.
+        # Not Polygraphy's SessionFromOnnx, which leaves ONNX Runtime's log on. Graph optimisations are off on both
+        # sides, so that the models are compared and not what ONNX Runtime makes of each.
         self._session = _session(str(path), threads=len(_cpus()))
         self._runner = OnnxrtRunner(self._session)
         self.inputs = [_tensor(i) for i in self._session.get_inputs()]
@@ -69,7 +79,8 @@ class Runner:
     def run(self, feeds: Feeds) -> dict[str, Any]:
         """Outputs by name. Raises BackendError with ONNX Runtime's reason."""
         try:
-            return dict(self._runner.infer(feeds, check_inputs=False))
+            with quiet():
+                return dict(self._runner.infer(feeds, check_inputs=False))
         except Exception as error:
             raise _failure(error) from None
 
@@ -104,8 +115,8 @@ def _tensor(value: Any) -> Tensor:
 def _failure(error: Exception) -> BackendError:
     text = " ".join(str(error).split())
     # "[ONNXRuntimeError] : 9 : NOT_IMPLEMENTED : reason" -> "reason"
-    reason = text.split(" : ", 3)[-1] if text.startswith("[ONNXRuntimeError]") else text or type(error).__name__
-    lacking = ("NOT_IMPLEMENTED", "is not a registered function/op", "Unsupported model IR version", "No Op registered",
-               "is under development and support for this is limited")  # fmt: skip
-    kind = UnsupportedError if any(mark in text for mark in lacking) else BackendError
-    return kind(reason if len(reason) <= 300 else reason[:297] + "...")
+    reason = text.split(" : ", 3)[-1] if text.startswith("[ONNXRuntimeError]") else text
+    # Of nested nodes, the innermost is the one that failed.
+    reason = re.sub(r".*while running (\w+) node\. Name:'([^']*)' Status Message: ", r"\1 '\2': ", reason)
+    kind = UnsupportedError if any(mark in text for mark in LACKING) else BackendError
+    return kind(one_line(reason or type(error).__name__))

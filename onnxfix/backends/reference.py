@@ -1,12 +1,11 @@
 """ONNX's reference evaluator, for models with operators ONNX Runtime lacks. Slow Python: small models only.
 
-It runs in a child process, `python -m onnxfix.backends.reference MODEL INPUTS OUTPUTS`, since it can only be stopped
-from outside. Arrays travel in .npz files under their positions, as names may hold anything.
+It runs in a child process, `python -m onnxfix.backends.reference MODEL INPUTS OUTPUTS`, since it can only be
+stopped from outside. Arrays travel in .npz files under their positions, as names may hold anything.
 """
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxfix.backends import BackendError, version
+from onnxfix.backends import BackendError, child_environment, version
 from onnxfix.backends.feeds import Feeds, Tensor
 from onnxfix.graph import Graph
 from onnxfix.model import load
@@ -48,16 +47,16 @@ class Runner:
         return f"onnx {version('onnx')}'s reference evaluator"
 
     def run(self, feeds: Feeds) -> dict[str, Any]:
-        """Outputs by name. Raises BackendError with the evaluator's reason, or when it takes over a minute."""
+        """Outputs by name. Raises BackendError with the evaluator's reason, or after SECONDS."""
         with tempfile.TemporaryDirectory(prefix="onnxfix-") as folder:
             given, made = Path(folder, "inputs.npz"), Path(folder, "outputs.npz")
             np.savez(given, *[feeds[t.name] for t in self.inputs])
-            root = str(Path(__file__).resolve().parents[2])
-            command = [sys.executable, "-m", "onnxfix.backends.reference", str(self.path.absolute()), given, made]
-            path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-            environment = {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
+            files = map(str, (self.path.absolute(), given, made))
+            command = [sys.executable, "-m", "onnxfix.backends.reference", *files]
             try:
-                done = subprocess.run(command, capture_output=True, timeout=SECONDS, env=environment, check=False)
+                done = subprocess.run(
+                    command, capture_output=True, timeout=SECONDS, env=child_environment(), check=False
+                )
             except subprocess.TimeoutExpired:
                 raise BackendError(f"the reference evaluator took over {SECONDS:g} s") from None
             if done.returncode:
@@ -76,7 +75,8 @@ def _tensor(value: onnx.ValueInfoProto) -> Tensor:
         d.dim_value if d.HasField("dim_value") else d.dim_param or f"{value.name}[{i}]"
         for i, d in enumerate(kind.shape.dim)
     )
-    return Tensor(value.name, dtype, shape, f"tensor({onnx.TensorProto.DataType.Name(kind.elem_type).lower()})")
+    name = onnx.TensorProto.DataType.Name(kind.elem_type).lower()
+    return Tensor(value.name, dtype, shape, f"tensor({name})")
 
 
 def main(path: str, given: str, made: str) -> None:

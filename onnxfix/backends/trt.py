@@ -1,11 +1,11 @@
 """TensorRT and TensorRT-RTX: one flavour, in one long-lived child process, driven through Polygraphy.
 
-A child, because one process holds one flavour only, because starting TensorRT costs a second and a call milliseconds,
-and because the parser can crash or hang on a bad model. Then the child is gone, that call raises `DiedError` with what
-is known, and the next call starts a new child.
+A child, because one process holds one flavour only, because starting TensorRT costs a second and a call
+milliseconds, and because the parser can crash or hang on a bad model. Then the child is gone, that call raises
+`DiedError` with what is known, and the next call starts a new child.
 
-The memory limit is watched from here, on the child's resident size: an address-space limit (RLIMIT_AS) would stop
-TensorRT at once, since CUDA's libraries reserve far more address space than they ever use.
+The memory limit is watched from here, on the child's resident size: an address-space limit (RLIMIT_AS) would also
+count what CUDA's libraries only reserve, which is far more than they ever use.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from onnxfix.backends import HOW_TO_GET, BackendError, absent
+from onnxfix.backends import HOW_TO_GET, BackendError, absent, child_environment
 from onnxfix.errors import RequestError, UnavailableError
 
 FLAVOURS = ("tensorrt", "tensorrt_rtx")  # in order of preference
@@ -122,7 +122,7 @@ class TensorRT:
     def __init__(self, flavour: str | None = None, *, memory_mib: int | None = None) -> None:
         self._wanted = flavour or os.environ.get(FLAVOUR_VARIABLE) or ""
         if self._wanted not in ("", *FLAVOURS):
-            raise RequestError(f"{FLAVOUR_VARIABLE}={self._wanted}: no such flavour; use {' or '.join(FLAVOURS)}")
+            raise RequestError(f"no such TensorRT flavour: {self._wanted}; use {' or '.join(FLAVOURS)}")
         self.memory_mib = memory_mib or _memory_limit()
         self._child: Child | None = None
         self._about: About | None = None
@@ -192,9 +192,8 @@ class TensorRT:
         refusals = _refusals(answer)
         if refusals:
             return Built(refusals, warnings=_warnings(answer))
-        return Built(
-            (), answer["bytes"], answer["seconds"], answer["layers"], tuple(answer["shapes"]), _warnings(answer)
-        )
+        figures = {name: answer[name] for name in ("bytes", "seconds", "layers")}
+        return Built((), **figures, shapes=tuple(answer["shapes"]), warnings=_warnings(answer))
 
     def readback(self, plan: str | Path, *, seconds: float = 600.0) -> Readback:
         """Load the engine at `plan` as far as this machine allows."""
@@ -203,8 +202,11 @@ class TensorRT:
 
     # ---- the child ----
 
-    def _call(self, do: str, seconds: float, progress: Progress | None = None, **request: Any) -> dict[str, Any]:
-        return self._ask(self.about().flavour, do, seconds, progress, **request)
+    def _call(
+        self, do: str, seconds: float, progress: Progress | None = None, **request: Any
+    ) -> dict[str, Any]:
+        flavour = self.about().flavour
+        return self._ask(flavour, do, seconds, progress, **request)
 
     def _ask(
         self, flavour: str, do: str, seconds: float, progress: Progress | None = None, **request: Any
@@ -234,7 +236,7 @@ class Child:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 encoding="utf-8",
-                env=_environment(),
+                env=child_environment(),
             )
         self._lines: queue.Queue[str | None] = queue.Queue()
         # A thread, since Windows can't wait for a pipe with a time limit. None marks the end.
@@ -272,7 +274,7 @@ class Child:
             except queue.Empty:
                 used = resident_mib(self.process.pid)
                 if used > self.memory_mib:
-                    self._died(f"took {used} MiB of memory during {do}, over the limit of {self.memory_mib} MiB")
+                    self._died(f"took {used} MiB during {do}, over the limit of {self.memory_mib} MiB")
                 if time.monotonic() > deadline:
                     self._died(f"did not finish {do} within {seconds:g} s")
                 continue
@@ -309,13 +311,6 @@ class Child:
                 assert pipe
                 pipe.close()
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def _environment() -> dict[str, str]:
-    """The child's environment: it finds this very package, and no module of the current folder in front of it."""
-    root = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-    return {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1", "PYTHONIOENCODING": "utf-8"}
 
 
 def _memory_limit() -> int:
@@ -367,7 +362,8 @@ def _check_options(about: About, options: BuildOptions) -> None:
     capability = options.compute_capability
     if options.fp16 and (about.flavour == "tensorrt_rtx" or int(about.version.split(".")[0]) >= 11):
         raise RequestError(
-            f"{about.flavour} {about.version} has no FP16 flag: its networks are strongly typed; convert the model itself"
+            f"{about.flavour} {about.version} has no FP16 flag, its networks are strongly typed: "
+            "write the precision in the model"
         )
     if about.capabilities and capability and capability not in about.capabilities:
         raise RequestError(
@@ -376,8 +372,8 @@ def _check_options(about: About, options: BuildOptions) -> None:
         )
 
 
-# What the parser prints around every error, and CUDA's complaint that comes with any error on a machine without GPU.
-_FRAME = ("While parsing node number", "--- Begin node ---", "--- End node ---", "In function ", "catchCudaError")
+# What the parser prints around every error, and CUDA's complaint that follows any error where there is no GPU.
+_FRAME = ("While parsing node", "--- Begin node ---", "--- End node ---", "In function ", "catchCudaError")
 
 
 def _refusals(answer: dict[str, Any]) -> tuple[Refusal, ...]:
@@ -398,7 +394,8 @@ def _refusals(answer: dict[str, Any]) -> tuple[Refusal, ...]:
 
 
 def _warnings(answer: dict[str, Any]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(_one_line(text) for severity, text in answer["messages"] if severity == "warning"))
+    texts = (_one_line(text) for severity, text in answer["messages"] if severity == "warning")
+    return tuple(dict.fromkeys(texts))
 
 
 _shared: TensorRT | None = None

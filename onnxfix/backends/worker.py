@@ -2,9 +2,10 @@
 
     python -m onnxfix.backends.worker FLAVOUR FOLDER
 
-FOLDER is the parent's scratch folder: `node` gets the node the parser is at, so that a crash can be laid at its door.
-A request is {"do": name, ...}, its answer {"result": {...}} or {"error": text, "kind": exception, "messages": [...]},
-with {"progress": [text, fraction]} lines before it. One request runs at a time. End of input ends the process.
+FOLDER is the parent's scratch folder: its file `node` gets the node the parser is at, so that a crash can be laid
+at its door. A request is {"do": name, ...}; its answer is {"result": {...}}, or {"error": text, "kind": exception,
+"messages": [...]}, with {"progress": [text, fraction]} lines before it. One request runs at a time. End of input
+ends the process.
 """
 
 from __future__ import annotations
@@ -41,10 +42,11 @@ class Session:
         from polygraphy.mod.trt_importer import tensorrt_module_and_version_string
 
         wanted = tensorrt_module_and_version_string().split(">")[0]
-        if wanted != flavour or config.USE_TENSORRT_RTX != (flavour == "tensorrt_rtx"):
+        if wanted != flavour or (flavour == "tensorrt_rtx") != config.USE_TENSORRT_RTX:
             raise ImportError(f"polygraphy {polygraphy.__version__} knows no switch for {flavour}")
         # An ImportError here is an answer; Polygraphy would raise it later, and in other words.
-        self.trt = trt = importlib.import_module(flavour)
+        trt: Any = importlib.import_module(flavour)
+        self.trt = trt
         self.flavour = flavour
         self.polygraphy = polygraphy.__version__
         self.messages: list[tuple[str, str]] = []  # (severity, text)
@@ -59,8 +61,8 @@ class Session:
             def log(self, severity: Any, message: str) -> None:
                 session.heard(severity, message)
 
-        # TensorRT keeps the first logger it is given for the life of the process. Polygraphy's own drops repeated
-        # warnings and prints; this one stands in its slot and collects instead.
+        # TensorRT keeps the first logger it is given for the life of the process. Polygraphy's own prints, and
+        # drops repeated warnings; this one stands in its slot and collects instead.
         util.TRT_LOGGER = Log()
         G_LOGGER.module_severity = G_LOGGER.CRITICAL + 1
 
@@ -108,7 +110,9 @@ class Session:
         profiles, shapes = self._profiles(network, options)
         settings: dict[str, Any] = {"profiles": profiles}
         if options["workspace_mib"]:
-            settings["memory_pool_limits"] = {self.trt.MemoryPoolType.WORKSPACE: options["workspace_mib"] << 20}
+            settings["memory_pool_limits"] = {
+                self.trt.MemoryPoolType.WORKSPACE: options["workspace_mib"] << 20
+            }
         if options["fp16"]:
             settings["fp16"] = True
         if hasattr(self.trt, "IProgressMonitor"):
@@ -234,14 +238,16 @@ class Session:
         return profiles, words
 
     def _monitor(self) -> Any:
-        trt, send = self.trt, self.send
+        trt: Any = self.trt
+        send = self.send
 
         class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
             """Phases nest: a phase is worth one step of its parent."""
 
             def __init__(self) -> None:
                 trt.IProgressMonitor.__init__(self)
-                self.open: dict[str, tuple[float, float, int]] = {}  # phase -> start and width in the whole, steps
+                # phase -> its start and width in the whole, and its number of steps
+                self.open: dict[str, tuple[float, float, int]] = {}
                 self.at: dict[str, float] = {}
                 self.sent = 0.0
 
@@ -274,7 +280,7 @@ class Session:
 
 
 def default_shapes(tensor: Any, dims: dict[str, list[int]]) -> list[list[int]]:
-    """[min, opt, max] for an input nobody gave a profile for: `dims` by symbol, else one fixed, likely size."""
+    """[min, opt, max] of an input without a profile: sizes from `dims` by symbol, else one fixed, likely size."""
     shape = list(tensor.shape)
     shapes: list[list[int]] = [[], [], []]
     for axis, dim in enumerate(shape):

@@ -1,0 +1,282 @@
+"""The Python API: `inspect`, `apply`, `doctor`, each a straight line of steps that reads like the command line.
+
+    import onnxfix
+    report = onnxfix.apply("model.onnx", rules="jetson.yml", output="fixed.onnx", require=("parse",))
+    report.verdict                   # "refused", "unverified", "accepted", "proved"
+    onnxfix.exit_status(report)      # 0, 1 or 3, as the command line would end
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from onnxfix import __version__, backends, build, catalog, engine, inspection, matrix, prove, shapes
+from onnxfix.catalog import RuleSet
+from onnxfix.errors import RequestError
+from onnxfix.graph import Graph
+from onnxfix.model import Draft, Model, load, write_atomic
+from onnxfix.report import Check, Effect, Finding, Report, Safety, Status
+from onnxfix.rule import REWRITABLE
+
+PathLike = str | os.PathLike[str]
+Progress = Callable[[str, int, int | None], None]  # (stage, done, of how many or None)
+
+CHECKS = ("structure", "parse", "parity", "build", "readback")
+DEFAULT_RULES = "jetson.yml"
+# A failed one of these means the rewriting itself went wrong: such a model is never written.
+_OURS = ("structure", "parity")
+
+
+def inspect(model: PathLike, *, target: str | None = None) -> inspection.Inspection:
+    """What the file is, and with `target` what that target refuses of it, node by node.
+
+    External data is not read. Raises ModelError, TargetError.
+    """
+    loaded = load(model)
+    goal = matrix.target(target) if target else None
+    rules = list(catalog.load_folder(catalog.shipped()).values()) if goal else []
+    return inspection.inspect_model(loaded, goal, rules)
+
+
+def doctor() -> list[backends.BackendInfo]:
+    """Which backends are here, which are not, why, and how to get them."""
+    return backends.survey()
+
+
+def apply(
+    model: PathLike,
+    *,
+    rules: PathLike | RuleSet = DEFAULT_RULES,
+    output: PathLike | None = None,
+    target: str | None = None,
+    allow: str | Safety | None = None,
+    dry_run: bool = False,
+    require: Sequence[str] = (),
+    inputs: PathLike | None = None,
+    build_to: PathLike | None = None,
+    report_to: PathLike | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Rewrite a model by a rule file, prove the result, and write it.
+
+    `rules` names a shipped rule file or gives a path; `target`, `allow` and `require` override what it says. The
+    proofs structure, parse and parity run where they can; `require` makes one that fails or cannot run keep the
+    output from being written. `inputs` is an .npz or Polygraphy .json for the parity; `build_to` builds an engine
+    there. The output, `MODEL.fixed.onnx` by default, appears whole or not at all; the input is never touched.
+
+    Raises RequestError (bad model, rules, target, arguments, disk). What TensorRT or the proofs say is in the Report,
+    never an exception: see `exit_status`.
+    """
+    source = Path(model)
+    ruleset = rules if isinstance(rules, RuleSet) else catalog.load_set(os.fspath(rules))
+    goal = matrix.target(target or ruleset.target or "rtx-1.7")
+    safety = Safety(allow) if allow else ruleset.allow
+    required = _required(require, ruleset, build_to)
+    destination = Path(output) if output else source.with_name(f"{source.stem}.fixed.onnx")
+    loaded = load(source)
+    if not dry_run:
+        _check_places(source, destination, build_to, report_to)
+
+    graph = shapes.index(loaded)
+    findings = _findings(graph, goal, ruleset)
+    outcome = engine.run(
+        graph,
+        ruleset.rules,
+        goal,
+        lambda node: matrix.judge(node, goal),
+        allow=safety,
+        options=ruleset.options,
+        progress=progress and (lambda done, known: progress("rules", done, known)),
+    )
+    report = Report(
+        command="apply",
+        model=str(source),
+        target=goal.label,
+        verdict="",
+        onnxfix=__version__,
+        output="" if dry_run else str(destination),
+        model_sha256=loaded.sha256,
+        rules=ruleset.name,
+        findings=findings,
+        remaining=_findings(graph, goal, ruleset),
+        changes=tuple(outcome.changes),
+        skipped=tuple(outcome.skipped),
+        notes=tuple(f"the model's interface changed: {what}" for what in outcome.interface),
+    )
+    if dry_run:
+        notes = (*report.notes, "dry run: nothing was proved or written")
+        report = replace(report, verdict=_verdict(report, goal), notes=notes)
+    else:
+        report = _prove_and_write(
+            report, loaded, goal, ruleset, destination, required, inputs, build_to, progress
+        )
+    if report_to:
+        write_atomic(Path(report_to), report.to_json() + "\n")
+    return report
+
+
+def _prove_and_write(
+    report: Report,
+    model: Model,
+    goal: matrix.Target,
+    ruleset: RuleSet,
+    destination: Path,
+    required: Sequence[str],
+    inputs: PathLike | None,
+    build_to: PathLike | None,
+    progress: Progress | None,
+) -> Report:
+    with Draft(model, destination) as draft:
+        plan = draft.folder / "engine.plan"
+        checks: list[Check] = []
+        for name in CHECKS:
+            if name in ("build", "readback") and not (build_to or name in required):
+                continue
+            if name == "readback":
+                if checks[-1].name == "build" and checks[-1].status is Status.PASSED:
+                    checks.append(prove.readback(plan))
+                continue
+            if progress:
+                progress(name, len(checks), None)
+            checks.append(_check(name, draft.path, plan, report, ruleset, inputs))
+        report = replace(report, checks=tuple(checks), output_sha256=draft.sha256())
+        report = replace(
+            report,
+            verdict=_verdict(report, goal),
+            notes=(*report.notes, *_disagreements(report, goal)),
+        )
+        stopped = _stopped(report, required)
+        if stopped:
+            report = replace(report, output="", output_sha256="", notes=(*report.notes, f"nothing was written: {stopped}"))
+        else:
+            draft.publish()
+            if build_to and plan.is_file():
+                os.replace(plan, build_to)
+    return report
+
+
+def _check(
+    name: str, path: Path, plan: Path, report: Report, ruleset: RuleSet, inputs: PathLike | None
+) -> Check:
+    source = Path(report.model)
+    if name == "structure":
+        return prove.structure(path, before=source)
+    if name == "parse":
+        return prove.parse(path)
+    if name == "parity":
+        worst = max((c.safety for c in report.changes), key=lambda s: s.rank, default=Safety.EXACT)
+        return prove.parity(
+            source, path, safety=worst, inputs=Path(inputs) if inputs else None, tolerances=ruleset.tolerances
+        )
+    settings: Mapping[str, object] = ruleset.build
+    return prove.build(path, plan, build.BuildOptions(**settings))  # type: ignore[arg-type]
+
+
+def _findings(graph: Graph, goal: matrix.Target, ruleset: RuleSet) -> tuple[Finding, ...]:
+    return tuple(inspection.findings(graph, goal, ruleset.rules, ruleset.options))
+
+
+def _required(require: Sequence[str], ruleset: RuleSet, build_to: PathLike | None) -> tuple[str, ...]:
+    wanted = dict.fromkeys((*require, *ruleset.require))
+    for name in wanted:
+        if name not in CHECKS:
+            raise RequestError(f"no proof called '{name}'; there are {', '.join(CHECKS)}")
+    if build_to:
+        wanted["build"] = None
+    return tuple(wanted)
+
+
+def _check_places(source: Path, destination: Path, build_to: PathLike | None, report_to: PathLike | None) -> None:
+    """Find out before the work, not after it, that its results have no place to go."""
+    places = [destination, *(Path(p) for p in (build_to, report_to) if p)]
+    if len({p.absolute() for p in places}) < len(places):
+        raise RequestError(f"{destination}: the output, the engine and the report need different names")
+    for place in places:
+        if not place.parent.is_dir():
+            raise RequestError(f"{place}: cannot be written: its folder does not exist")
+        if place.is_dir():
+            raise RequestError(f"{place}: is a folder; name a file")
+        if source.exists() and place.exists() and os.path.samefile(source, place):
+            raise RequestError(f"{place}: is the input itself; give another name")
+        if not os.access(place.parent, os.W_OK):
+            raise RequestError(f"{place}: cannot be written: no permission in {place.parent}")
+
+
+# ---- the verdict ----
+
+
+def _judged_by_parser(report: Report, goal: matrix.Target) -> Check | None:
+    """The parse check, when the parser at hand is the target's own: then it outranks the matrix."""
+    check = report.check("parse")
+    if check is None or check.status is Status.NOT_RUN:
+        return None
+    flavour, _, rest = check.by.partition(" ")
+    release = goal.release.removeprefix("rtx-")
+    same = flavour == ("tensorrt_rtx" if goal.release.startswith("rtx") else "tensorrt")
+    return check if same and rest.startswith(f"{release}.") else None
+
+
+def _verdict(report: Report, goal: matrix.Target) -> str:
+    """One word for the whole run.
+
+    failed: a proof of our own work failed · refused: the target does not take the model · unverified: something could
+    not be decided · accepted: the matrix takes it · proved: the target's own parser (or builder) takes it.
+    """
+    checks = {c.name: c.status for c in report.checks}
+    if any(checks.get(name) is Status.FAILED and not _inherited(report, name) for name in _OURS):
+        return "failed"
+    parser = _judged_by_parser(report, goal)
+    if parser is not None:
+        if parser.status is Status.FAILED or checks.get("build") is Status.FAILED:
+            return "refused"
+        return "proved"
+    if any(f.effect in REWRITABLE for f in report.remaining):
+        return "refused"
+    return "unverified" if report.remaining else "accepted"
+
+
+def _inherited(report: Report, name: str) -> bool:
+    check = report.check(name)
+    return check is not None and bool(check.figures.get("in_original"))
+
+
+def _disagreements(report: Report, goal: matrix.Target) -> tuple[str, ...]:
+    """Where the matrix of a target and that target's own parser differ: a finding about the matrix."""
+    parser = _judged_by_parser(report, goal)
+    if parser is None:
+        return ()
+    refused = [f for f in report.remaining if f.effect is Effect.REFUSED]
+    if parser.status is Status.PASSED and refused:
+        return (f"the matrix refuses {refused[0].where}, but {parser.by} takes the model: the matrix is too strict there",)
+    if parser.status is Status.FAILED and not any(f.effect in REWRITABLE for f in report.remaining):
+        return (f"the matrix takes the model, but {parser.by} does not: the matrix lacks a limit",)
+    return ()
+
+
+def _stopped(report: Report, required: Sequence[str]) -> str:
+    """Why the output must not be written, "" when it may be."""
+    for check in report.checks:
+        if check.status is Status.FAILED and (
+            check.name in required or (check.name in _OURS and not _inherited(report, check.name))
+        ):
+            return f"{check.name} failed: {check.detail}"
+    for name in required:
+        found = report.check(name)
+        if name == "readback" and found is None:
+            return "readback did not run, because the build failed"
+        if found is not None and found.status is Status.NOT_RUN:
+            return f"{name} is required and did not run: {found.detail}"
+    return ""
+
+
+def exit_status(report: Report) -> int:
+    """0 fine; 1 the model is refused or a proof failed; 3 a required proof could not run."""
+    if report.verdict in ("refused", "failed"):
+        return 1
+    for note in report.notes:
+        if note.startswith("nothing was written"):
+            return 3 if "did not run" in note else 1
+    return 0
