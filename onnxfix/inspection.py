@@ -1,7 +1,8 @@
 """What a model is, as its file says, and what a target refuses of it, node by node.
 
-Without a target only the protobuf is walked: nothing is inferred, no weight is read. With one, types are inferred once,
-the matrix judges every node, and the rules that look after a refused node are asked whether they would act.
+Without a target only the protobuf is walked: nothing is inferred, no weight is read. With one, types are
+inferred once, the matrix judges every node, and the rules that look after a refused node are asked whether
+they would act.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ Dim = int | str | None
 
 @dataclass(frozen=True)
 class Value:
-    """An input or output of the graph. `shape` is None when the rank is not declared; an unnamed axis is None."""
+    """An input or output of the graph. `shape` is None when no rank is declared; an unnamed axis is None."""
 
     name: str
-    dtype: str  # as in TensorProto.DataType, e.g. "FLOAT"; "sequence(FLOAT)" and the like for what is no tensor
+    dtype: str  # as in TensorProto.DataType, e.g. "FLOAT"; "sequence(FLOAT)" and the like for other kinds
     shape: tuple[Dim, ...] | None
     dynamic: tuple[int, ...] = ()  # positions of the axes without a fixed size
     initialized: bool = False  # an input with a default: an initializer of its name
@@ -111,7 +112,7 @@ class Function:
 
 @dataclass(frozen=True)
 class Inspection:
-    """All that `onnxfix inspect` has to say. The fields from `target` on are filled only when a target was asked."""
+    """All that `onnxfix inspect` has to say. The fields from `target` on need a target."""
 
     model: str
     bytes: int  # of the protobuf, external data not counted
@@ -147,7 +148,9 @@ class Inspection:
     notes: tuple[str, ...] = ()
 
 
-def inspect_model(model: Model, target: matrix.Target | None = None, rules: Iterable[Rule] = ()) -> Inspection:
+def inspect_model(
+    model: Model, target: matrix.Target | None = None, rules: Iterable[Rule] = ()
+) -> Inspection:
     """Describe `model`, and with `target` what it refuses and which of `rules` would help.
 
     Cost: one walk over the nodes; with a target also one shape inference and the judging of each node.
@@ -331,7 +334,7 @@ def _problem(location: str, tensor: TensorProto, ranges: list[tuple[int, int]], 
 @functools.cache
 def _dtype(number: int) -> str:
     try:
-        return TensorProto.DataType.Name(number)  # type: ignore[arg-type]
+        return str(TensorProto.DataType.Name(number))  # type: ignore[arg-type]
     except ValueError:
         return f"dtype {number}"
 
@@ -393,7 +396,7 @@ def findings(
     rules: Iterable[Rule] = (),
     options: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Iterator[Finding]:
-    """What `target` does not take of the graph, its bodies and functions, each with the rules that would help.
+    """What `target` does not take of the graph, its bodies and functions, with the rules that would help.
 
     Raises RuleError for a rule that fails.
     """
@@ -433,8 +436,8 @@ def _judge_graph(
             Finding(node.where(), found.effect, found.reason, target.by, found.evidence, tuple(helpers))
         )
     for rule in by_op.get("<graph>", ()) if verdicts else ():
-        scopes = [s for s in graph.scopes() if _would_act(rule, s, Where("", "graph", graph=s.path), context, judged)]
-        if scopes:
+        places = [(s, Where("", "graph", graph=s.path)) for s in graph.scopes()]
+        if any([_would_act(rule, scope, where, context, judged) for scope, where in places]):
             judged.graph_rules.append(rule.id)
     return judged
 
@@ -447,7 +450,9 @@ def _would_act(rule: Rule, subject: Node | Graph, where: Where, context: Context
         judged.safety[rule.id] = rule.safety
         return False
     except Exception as error:
-        raise RuleError(f"rule '{rule.id}' failed at {where}: {type(error).__name__}: {one_line(error)}") from error
+        raise RuleError(
+            f"rule '{rule.id}' failed at {where}: {type(error).__name__}: {one_line(error)}"
+        ) from error
     if found is None:
         return False
     judged.safety[rule.id] = rule.safety

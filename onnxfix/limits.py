@@ -32,25 +32,30 @@ def dtypes(names: list[str]) -> frozenset[int]:
     return frozenset(TensorProto.DataType.Value(n) for n in names if n in TensorProto.DataType.keys())  # noqa: SIM118
 
 
+_CASTS = ("Identity", "Cast", "CastLike")
+
+
 class Facts:
     """What is found out about values on the way, kept for the nodes to come."""
 
     def __init__(self) -> None:
-        self._constant: dict[tuple[Graph, str, bool], bool] = {}
+        self._constant: dict[tuple[Graph, str, str], bool] = {}
 
     def folds(self, node: Node) -> bool:
         """Whether all that the node reads is constant."""
         names = [n for n in (*node.proto.input, *node.captured) if n]
-        return bool(names) and all(self.constant(node.graph, n, shapes=False) for n in names)
+        return bool(names) and all(self.constant(node.graph, n, "foldable") for n in names)
 
-    def constant(self, graph: Graph, name: str, *, shapes: bool) -> bool:
-        """Whether a value is known when an engine is built; with `shapes`, once the input shapes are known.
+    def constant(self, graph: Graph, name: str, kind: str) -> bool:
+        """Whether a value is known when an engine is built.
 
+        `kind` is "initializer" (it is stored), "cast" (stored, perhaps behind Identity or Cast), "foldable"
+        (computed from what is stored and from fixed shapes) or "shape" (from any shapes, integer inputs too).
         Cost: the nodes above it that were not asked about before.
         """
         memo = self._constant
-        started: set[tuple[Graph, str, bool]] = set()
-        stack = [(graph, name, shapes)]
+        started: set[tuple[Graph, str, str]] = set()
+        stack = [(graph, name, kind)]
         while stack:
             key = stack[-1]
             if key in memo:
@@ -61,23 +66,25 @@ class Facts:
                 answer is None and key not in started
             ):  # a second time only in a cycle, which no valid model has
                 started.add(key)
-                stack.extend((*need, shapes) for need in needs if (*need, shapes) not in memo)
+                stack.extend((*need, kind) for need in needs if (*need, kind) not in memo)
                 continue
             stack.pop()
-            memo[key] = all(memo.get((*n, shapes), False) for n in needs) if answer is None else answer
-        return memo[graph, name, shapes]
+            memo[key] = all(memo.get((*need, kind), False) for need in needs) if answer is None else answer
+        return memo[graph, name, kind]
 
     @staticmethod
-    def _leaf(scope: Graph, name: str, shapes: bool) -> tuple[bool | None, list[tuple[Graph, str]]]:
+    def _leaf(scope: Graph, name: str, kind: str) -> tuple[bool | None, list[tuple[Graph, str]]]:
         """The answer where it needs no other value, else the values it hangs on."""
-        if scope.is_const(name):
-            return True, []
+        if scope.is_const(name) or kind == "initializer":
+            return scope.is_const(name), []
         home = scope.scope_of(name)
         node = home.producers.get(name) if home else None
         if home is None or node is None:
-            return shapes and scope.dtype(name) in (TensorProto.INT32, TensorProto.INT64), []
+            return kind == "shape" and scope.dtype(name) in (TensorProto.INT32, TensorProto.INT64), []
+        if kind == "cast":
+            return (None, [(home, node.input(0))]) if node.op in _CASTS and node.domain == "" else (False, [])
         if node.op in ("Shape", "Size") and node.domain == "":
-            return shapes or home.static_shape(node.input(0)) is not None, []
+            return kind == "shape" or home.static_shape(node.input(0)) is not None, []
         inputs = [n for n in node.proto.input if n]
         if not inputs or node.bodies:
             return False, []
@@ -165,6 +172,7 @@ def _dtype_in(names: list[str]) -> Callable[[int], bool]:
 
 _ATTRIBUTE_TESTS: dict[str, Callable[[Any], Callable[[Any], bool]]] = {
     "in": lambda allowed: lambda value: value in allowed,
+    "not_in": lambda refused: lambda value: value not in refused,
     "each_in": lambda allowed: lambda value: all(v in allowed for v in value),
     "below": lambda bound: lambda value: value < bound,
     "dtype_in": _dtype_in,
@@ -190,6 +198,8 @@ def _value(subject: str, which: int | list[int] | str, kind: str, wanted: Any) -
         return lambda node, facts: _said(bool(names(node)), "")
     if kind == "absent":
         return lambda node, facts: _said(not names(node), "")
+    if kind in _COMPARED:
+        return lambda node, facts: _same(node, names(node), _COMPARED[kind])
     test = _VALUE_TESTS[kind](wanted)
 
     def check(node: Node, facts: Facts) -> Answer:
@@ -204,6 +214,18 @@ def _value(subject: str, which: int | list[int] | str, kind: str, wanted: Any) -
     return check
 
 
+def _same(node: Node, names: list[str], fact: Callable[[Graph, str], Any]) -> Answer:
+    """Whether some fact is the same of all these values."""
+    facts = [fact(node.graph, n) for n in names]
+    if not all(facts):
+        return _OPEN
+    return _said(len(set(facts)) <= 1, " and ".join(str(f) for f in facts))
+
+
+_COMPARED: dict[str, Callable[[Graph, str], Any]] = {
+    "same_dtype": lambda graph, name: DTYPE.get(graph.dtype(name) or -1),
+    "same_shape": lambda graph, name: graph.static_shape(name),
+}
 _ValueTest = Callable[[Node, str, Facts], Answer]
 
 
@@ -230,9 +252,8 @@ def _constant_test(kind: str) -> _ValueTest:
         graph = node.graph
         if kind == "never":
             return not graph.is_const(name), "is one"
-        if kind == "initializer":
-            return graph.is_const(name), "is computed" if graph.producer(name) else "is an input of the graph"
-        return facts.constant(graph, name, shapes=kind == "shape"), "is not"
+        found = "is computed" if graph.producer(name) else "is an input of the graph"
+        return facts.constant(graph, name, kind), found
 
     return test
 
@@ -290,6 +311,14 @@ def _size(node: Node, name: str, attribute: str) -> int | str | None:
     return shape[axis]
 
 
+def _elements_test(_: Any) -> _ValueTest:
+    def test(node: Node, name: str, facts: Facts) -> Answer:
+        shape = node.graph.static_shape(name)
+        return _OPEN if shape is None else (math.prod(shape) % 2 == 0, f"has {math.prod(shape)}")
+
+    return test
+
+
 _VALUE_TESTS: dict[str, Callable[[Any], _ValueTest]] = {
     "dtype_in": lambda names: _dtype_test(names, allowed=True),
     "dtype_not_in": lambda names: _dtype_test(names, allowed=False),
@@ -300,6 +329,7 @@ _VALUE_TESTS: dict[str, Callable[[Any], _ValueTest]] = {
     "values_in": lambda allowed: _values_test(lambda value: value in allowed),
     "values_above": lambda bound: _values_test(lambda value: value > bound),
     "values_below": lambda bound: _values_test(lambda value: value < bound),
+    "elements": _elements_test,
     "static": _static_test,
     "static_axis": _static_axis_test,
 }
@@ -308,12 +338,16 @@ _VALUE_TESTS: dict[str, Callable[[Any], _ValueTest]] = {
 # -- what only one operator needs --
 
 
-def _even_split(data: dict[str, Any]) -> Check:
+def _split(data: dict[str, Any]) -> Check:
+    """Split into num_outputs parts: all "even", or, rounding up, none with a negative size ("nonempty")."""
+    even = data["split"] == "even"
+
     def check(node: Node, facts: Facts) -> Answer:
         size, parts = _size(node, node.input(0), "axis"), node.attr("num_outputs")
         if not isinstance(size, int) or not parts:
             return _OPEN
-        return _said(size % parts == 0, f"{size} into {parts}")
+        fits = size % parts == 0 if even else size >= -(-size // parts) * (parts - 1)
+        return _said(fits, f"{size} into {parts}")
 
     return check
 
@@ -374,7 +408,7 @@ def _padded_dims(data: dict[str, Any]) -> Check:
 
 
 _SPECIAL: dict[str, Callable[[dict[str, Any]], Check]] = {
-    "split": _even_split,
+    "split": _split,
     "scaled_dims": _scaled_dims,
     "padded_dims": _padded_dims,
 }

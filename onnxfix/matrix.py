@@ -317,15 +317,21 @@ class _Matrix:
         found: list[Verdict] = []
         made = [o for o in node.proto.output if o]
         for name in (*made, *(i for i in node.proto.input if i and graph.producer(i) is None)):
-            dtype = graph.dtype(name)
+            kind = graph.type_of(name)
+            if kind is None:
+                continue
+            if not kind.HasField("tensor_type"):
+                reason = f"only tensors are taken, no sequences, optionals or maps ('{name}')"
+                found.append(self.verdict(Effect.REFUSED, reason, "no-tensor"))
+                continue
+            dtype, rank = kind.tensor_type.elem_type, len(kind.tensor_type.shape.dim)
             if dtype in self.dtypes_refused:
                 reason = f"{DTYPE[dtype]} tensors are refused ('{name}')"
                 found.append(self.verdict(Effect.REFUSED, reason, "dtype"))
             elif dtype in self.interface_only and not _at_border(node, name):
                 reason = f"{DTYPE[dtype]} is only taken at the network's border, next to a Cast ('{name}')"
                 found.append(self.verdict(Effect.REFUSED, reason, "dtype-inside"))
-            rank = graph.rank(name)
-            if rank is not None and rank > self.rank_max:
+            if rank > self.rank_max:
                 reason = f"tensors have at most {self.rank_max} dimensions ('{name}' has {rank})"
                 found.append(self.verdict(Effect.REFUSED, reason, "rank"))
         return found

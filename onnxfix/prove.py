@@ -131,14 +131,21 @@ def _findings(
 def _place(refusal: trt.Refusal, graph: Graph | None, node_where: Places | None) -> Where:
     if node_where and not refusal.stack and (given := node_where(refusal.node)):
         return given
-    nodes = _scope(graph, refusal.stack) if graph else []
-    if 0 <= refusal.node < len(nodes) and nodes[refusal.node].op == refusal.node_operator:
-        return nodes[refusal.node].where()
-    return Where(refusal.node_name, refusal.node_operator, graph="/".join(refusal.stack))
+    scope = _scope(graph, refusal.stack) if graph else None
+    if scope is None:
+        return Where(refusal.node_name, refusal.node_operator, graph="/".join(refusal.stack))
+    nodes = list(scope.nodes())
+    if not refusal.stack:
+        nodes = nodes[refusal.node : refusal.node + 1] if refusal.node >= 0 else []
+    # Inside a body or function the parser gives no index of its own: only a node that stands out is known.
+    alike = [n for n in nodes if (n.op, n.name) == (refusal.node_operator, refusal.node_name)]
+    if len(alike) == 1:
+        return alike[0].where()
+    return Where(refusal.node_name, refusal.node_operator, graph=scope.path)
 
 
-def _scope(graph: Graph, stack: Sequence[str]) -> list[Node]:
-    """The nodes of the scope a stack of the parser leads to, e.g. ("outer_if (If)", "tb (then_branch)")."""
+def _scope(graph: Graph, stack: Sequence[str]) -> Graph | None:
+    """The scope that a stack of the parser leads to, e.g. ("outer_if (If)", "tb (then_branch)")."""
     scope, owner = graph, None
     for entry in stack:
         name, _, kind = entry[:-1].rpartition(" (")
@@ -147,10 +154,10 @@ def _scope(graph: Graph, stack: Sequence[str]) -> list[Node]:
             continue
         owner = next((n for n in scope.nodes() if n.op == kind and _parser_name(n) == name), None)
         if owner is None:
-            return []
+            return None
         if function := graph.functions.get((owner.domain, owner.op)):
             scope, owner = function, None
-    return list(scope.nodes())
+    return scope
 
 
 def _parser_name(node: Node) -> str:

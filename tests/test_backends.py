@@ -337,7 +337,7 @@ def test_seeded_inputs_repeat_and_keep_dtype_and_shape() -> None:
 def test_sizes_start_with_the_likely_and_keep_what_is_fixed() -> None:
     inputs = [tensor("x", "float32", "batch", "c", "h", "w"), tensor("y", "float32", "batch", "t")]
     parts = feeds.axes(inputs)
-    assert parts == {"batch": "batch", "c": "channel", "h": "length", "w": "length", "t": "length"}
+    assert parts == {"batch": "batch", "c": "channel", "h": "length", "w": "length", "t": "other"}
     first = next(feeds.sizes(parts, {"w": 48}))
     assert first == {"batch": 1, "c": 3, "h": 64, "w": 48, "t": 64}
     others = list(feeds.other_sizes(first, parts, {"w": 48}))

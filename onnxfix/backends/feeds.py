@@ -57,7 +57,8 @@ def axes(inputs: Sequence[Tensor]) -> dict[str, str]:
         for position, dim in enumerate(tensor.shape):
             if isinstance(dim, str) and dim not in parts:
                 batch = position == 0 or "batch" in dim.lower()
-                channel = position == 1 and len(tensor.shape) == 4
+                # A fixed last axis of four is the channels, as TensorFlow has them.
+                channel = position == 1 and len(tensor.shape) == 4 and isinstance(tensor.shape[3], str)
                 parts[dim] = "batch" if batch else "channel" if channel else "other" if order else "length"
     return parts
 

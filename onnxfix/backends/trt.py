@@ -57,7 +57,10 @@ class About:
 
 @dataclass(frozen=True)
 class Refusal:
-    """One error of the parser. `node` is an index in the scope that `stack` leads to, -1 when no node is to blame."""
+    """One error of the parser. `node` is an index in the main graph, -1 when no node is to blame.
+
+    Inside bodies and functions that is the outermost node around it, and `stack` leads to the scope.
+    """
 
     code: str
     desc: str

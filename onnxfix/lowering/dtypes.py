@@ -1,0 +1,302 @@
+"""Which numbers a value can hold, and how to compute with them in another dtype without changing any.
+
+A value that provably holds whole numbers within bounds may travel as FLOAT (exact up to 2**24) or INT32 as well as in
+the small dtype the model declares, which TensorRT often doesn't take. `whole_range` is that proof; `as_float` and
+`as_dtype` make use of it: they step back over casts that change no number.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from onnx import TensorProto, helper
+
+from onnxfix.errors import Skip
+from onnxfix.graph import Edit, Graph, Node
+
+Range = tuple[float, float]  # inclusive bounds, possibly infinite
+
+FLOAT_EXACT = 1 << 24  # FLOAT holds every whole number up to here
+
+FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16})
+
+_BOUNDS: dict[int, Range] = {
+    TensorProto.BOOL: (0, 1),
+    **{
+        dtype: (int(np.iinfo(helper.tensor_dtype_to_np_dtype(dtype)).min), int(np.iinfo(helper.tensor_dtype_to_np_dtype(dtype)).max))
+        for dtype in (
+            TensorProto.INT8,
+            TensorProto.UINT8,
+            TensorProto.INT16,
+            TensorProto.UINT16,
+            TensorProto.INT32,
+            TensorProto.UINT32,
+            TensorProto.INT64,
+            TensorProto.UINT64,
+        )
+    },
+    TensorProto.INT4: (-8, 7),
+    TensorProto.UINT4: (0, 15),
+}
+
+_DEPTH = 24  # producers looked at before giving up
+_READ = 1 << 22  # elements up to which a constant's values are looked at
+
+
+def dtype_range(dtype: int) -> Range | None:
+    """Bounds of an integer TensorProto.DataType (BOOL counts as 0 and 1), None for any other."""
+    return _BOUNDS.get(dtype)
+
+
+def dtype_name(dtype: int) -> str:
+    return str(TensorProto.DataType.Name(dtype))
+
+
+def within(inner: Range | None, outer: Range | None) -> bool:
+    return inner is not None and outer is not None and outer[0] <= inner[0] and inner[1] <= outer[1]
+
+
+def whole_range(graph: Graph, name: str, depth: int = _DEPTH) -> Range | None:
+    """Bounds of a value that provably holds whole numbers only; None when it may hold others, or isn't known.
+
+    An infinite bound says: whole, but of unknown size. Cost: the producers above it, up to a fixed depth, and the
+    reading of constants among them.
+    """
+    if not name or depth <= 0:
+        return None
+    if graph.is_const(name):
+        return _const_range(graph, name)
+    declared = _BOUNDS.get(graph.dtype(name))
+    node = graph.producer(name)
+    rule = _RANGES.get(node.op) if node is not None and node.domain == "" else None
+    found = None
+    if node is not None and rule is not None and (node.output(0) == name or node.op == "Split"):
+        try:
+            found = rule(node, depth - 1)
+        except Skip:
+            found = None
+    if found is None or declared is None:
+        return found or declared
+    # Integer arithmetic wraps: a range that leaves the dtype says nothing.
+    return found if within(found, declared) else declared
+
+
+def _const_range(graph: Graph, name: str) -> Range | None:
+    tensor = graph.const_tensor(name)
+    if tensor is not None and math.prod(tensor.dims) > _READ:
+        return _BOUNDS.get(tensor.data_type)
+    array = graph.const(name)
+    if array is None or array.dtype.kind not in "iufb" or array.size == 0:
+        return None
+    if array.dtype.kind == "f" and not np.array_equal(array, np.rint(array)):
+        return None
+    low, high = float(array.min()), float(array.max())
+    return (low, high) if math.isfinite(low) and math.isfinite(high) else None
+
+
+def _ranges(node: Node, depth: int, indices: Sequence[int] | None = None) -> list[Range] | None:
+    names = [node.input(i) for i in indices] if indices is not None else [n for n in node.inputs if n]
+    found = [whole_range(node.graph, n, depth) for n in names]
+    return None if any(r is None for r in found) or not found else [r for r in found if r is not None]
+
+
+def _union(ranges: list[Range] | None) -> Range | None:
+    return None if not ranges else (min(r[0] for r in ranges), max(r[1] for r in ranges))
+
+
+def _any_whole(_: Node, __: int) -> Range:
+    return (-math.inf, math.inf)
+
+
+def _like(*indices: int) -> Callable[[Node, int], Range | None]:
+    return lambda node, depth: _union(_ranges(node, depth, indices))
+
+
+def _all(node: Node, depth: int) -> Range | None:
+    return _union(_ranges(node, depth))
+
+
+def _pad(node: Node, depth: int) -> Range | None:
+    inner = whole_range(node.graph, node.input(0), depth)
+    if inner is None or node.attr("mode") not in ("constant", None):
+        return inner
+    if node.has_attr("value"):
+        fill: Range | None = (float(node.attr("value")),) * 2 if float(node.attr("value")).is_integer() else None
+    else:
+        fill = whole_range(node.graph, node.input(2), depth) if node.input(2) else (0, 0)
+    return _union([inner, fill]) if fill is not None else None
+
+
+def _pair(function: Callable[[Range, Range], Range]) -> Callable[[Node, int], Range | None]:
+    def rule(node: Node, depth: int) -> Range | None:
+        found = _ranges(node, depth)
+        if not found or len(found) != 2:
+            return None
+        low, high = function(found[0], found[1])
+        return None if math.isnan(low) or math.isnan(high) else (low, high)
+
+    return rule
+
+
+def _multiply(a: Range, b: Range) -> Range:
+    products = [x * y if x and y else 0.0 for x in a for y in b]
+    return min(products), max(products)
+
+
+def _fold(choose: Callable[[list[float]], float]) -> Callable[[Node, int], Range | None]:
+    def rule(node: Node, depth: int) -> Range | None:
+        found = _ranges(node, depth)
+        return None if not found else (choose([r[0] for r in found]), choose([r[1] for r in found]))
+
+    return rule
+
+
+def _negated(node: Node, depth: int) -> Range | None:
+    found = whole_range(node.graph, node.input(0), depth)
+    return None if found is None else (-found[1], -found[0])
+
+
+def _relu(node: Node, depth: int) -> Range | None:
+    found = whole_range(node.graph, node.input(0), depth)
+    return None if found is None else (max(found[0], 0.0), max(found[1], 0.0))
+
+
+def _clip(node: Node, depth: int) -> Range | None:
+    graph = node.graph
+    found = whole_range(graph, node.input(0), depth)
+    if found is None:
+        return None
+    low, high = found
+    bounds: list[Range | None] = []
+    for name, index in (("min", 1), ("max", 2)):
+        if node.has_attr(name):
+            value = float(node.attr(name))
+            bounds.append((value, value) if value.is_integer() else None)
+        else:
+            bounds.append(whole_range(graph, node.input(index), depth) if node.input(index) else (math.nan, math.nan))
+    if None in bounds:
+        return None
+    least, most = (b for b in bounds if b is not None)
+    if not math.isnan(least[0]):
+        low, high = max(low, least[0]), max(high, least[1])
+    if not math.isnan(most[0]):
+        low, high = min(low, most[0]), min(high, most[1])
+    return low, high
+
+
+def _cast(node: Node, depth: int) -> Range | None:
+    inner = whole_range(node.graph, node.input(0), depth)
+    bounds = _BOUNDS.get(node.attr("to"))
+    if bounds is None:
+        return inner  # whole numbers stay whole in a float dtype (or become infinite, which nothing here allows)
+    return inner if within(inner, bounds) else bounds
+
+
+def _product_sum(node: Node, depth: int) -> Range | None:
+    """Conv and MatMul of whole numbers with constant weights: bounds by the weights' absolute sums."""
+    if node.op == "Conv" and node.input(2):
+        return None
+    inner = whole_range(node.graph, node.input(0), depth)
+    weights = node.graph.const(node.input(1))
+    if inner is None or weights is None or weights.ndim < 2 or not np.array_equal(weights, np.rint(weights)):
+        return None
+    most = max(abs(inner[0]), abs(inner[1])) * weight_sum(weights, node.op)
+    return (-most, most) if math.isfinite(most) else None
+
+
+def weight_sum(weights: np.ndarray, op: str) -> float:
+    """The largest absolute sum of the weights that enter one output of a Conv or a MatMul."""
+    if weights.size == 0:
+        return 0.0
+    axes = tuple(range(1, weights.ndim)) if op == "Conv" else (weights.ndim - 2,)
+    return float(np.abs(weights.astype(np.float64)).sum(axis=axes).max())
+
+
+_RANGES: dict[str, Callable[[Node, int], Range | None]] = {
+    **dict.fromkeys(("Round", "Floor", "Ceil"), _any_whole),
+    **dict.fromkeys(
+        (
+            "Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Gather", "GatherND",
+            "GatherElements", "Expand", "Tile", "Split", "MaxPool", "GlobalMaxPool", "ReduceMax", "ReduceMin",
+            "DepthToSpace", "SpaceToDepth", "Trilu", "Dropout", "TopK",
+        ),
+        _like(0),
+    ),
+    "Concat": _all,
+    "Where": _like(1, 2),
+    "Pad": _pad,
+    "Add": _pair(lambda a, b: (a[0] + b[0], a[1] + b[1])),
+    "Sub": _pair(lambda a, b: (a[0] - b[1], a[1] - b[0])),
+    "Mul": _pair(_multiply),
+    "Max": _fold(max),
+    "Min": _fold(min),
+    "Neg": _negated,
+    "Relu": _relu,
+    "Clip": _clip,
+    "Cast": _cast,
+    "Conv": _product_sum,
+    "MatMul": _product_sum,
+}  # fmt: skip
+
+
+# ---- the same numbers in another dtype ----
+
+
+def as_dtype(edit: Edit, name: str, dtype: int) -> str:
+    """The numbers of `name` as `dtype`: a converted constant, the source of a cast that changed none, or a Cast."""
+    graph = edit.graph
+    array = graph.const(name)
+    if array is not None:
+        wanted = helper.tensor_dtype_to_np_dtype(dtype)
+        return name if array.dtype == wanted else edit.const(array.astype(wanted), dtype_name(dtype).lower())
+    source = uncast(graph, name)
+    if graph.dtype(source) == dtype:
+        return source
+    return str(edit.add("Cast", [source], to=dtype))
+
+
+def as_float(edit: Edit, name: str) -> str:
+    """The numbers of an integer value as FLOAT. The caller sees to it that FLOAT holds them."""
+    return as_dtype(edit, name, TensorProto.FLOAT)
+
+
+def uncast(graph: Graph, name: str) -> str:
+    """The value that `name` is a Cast of, as far as the casts change no number; `name` itself when it is none."""
+    for _ in range(_DEPTH):
+        node = graph.producer(name)
+        if node is None or node.op != "Cast" or node.domain or node.graph is not graph:
+            return name
+        source = node.input(0)
+        if not unchanged(graph, source, graph.dtype(source), node.attr("to")):
+            return name
+        name = source
+    return name
+
+
+def unchanged(graph: Graph, name: str, before: int, after: int) -> bool:
+    """Whether casting `name` from one dtype to another keeps every number it can hold."""
+    if not before or not after:
+        return False
+    if before == after or (before, after) in _WIDER:
+        return True
+    numbers = whole_range(graph, name)
+    return within(numbers, _holds(after))
+
+
+def _holds(dtype: int) -> Range | None:
+    """Whole numbers that a dtype holds without gaps."""
+    exact = {TensorProto.FLOAT: 24, TensorProto.FLOAT16: 11, TensorProto.DOUBLE: 53, TensorProto.BFLOAT16: 8}.get(dtype)
+    return (-float(1 << exact), float(1 << exact)) if exact is not None else (None if dtype == TensorProto.BOOL else _BOUNDS.get(dtype))
+
+
+_WIDER = frozenset(
+    {
+        (TensorProto.FLOAT16, TensorProto.FLOAT),
+        (TensorProto.FLOAT16, TensorProto.DOUBLE),
+        (TensorProto.BFLOAT16, TensorProto.FLOAT),
+        (TensorProto.BFLOAT16, TensorProto.DOUBLE),
+        (TensorProto.FLOAT, TensorProto.DOUBLE),
+    }
+)
