@@ -153,7 +153,7 @@ def same_graph(expected: Model, actual: Model) -> str:
 
 
 def _interface(info: onnx.ValueInfoProto) -> str:
-    return f"{info.name}: {onnx.printer.to_text(info.type)}"
+    return f"{info.name}: {one_line(info.type)}"
 
 
 def _same_scopes(a: Graph, b: Graph, seen: dict[str, str]) -> str:
