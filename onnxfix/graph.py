@@ -547,15 +547,37 @@ class Edit:
         array = np.asarray(array)
         graph = self.graph
         base = (self.anchor.output(0) or self.anchor.name) if self.anchor else graph.proto.name
-        name = graph.fresh(f"{base}/{hint}")
-        tensor = numpy_helper.from_array(np.array(array, order="C", copy=None), name)
+        return self.store(numpy_helper.from_array(np.array(array, order="C", copy=None)), graph.fresh(f"{base}/{hint}"))
+
+    def store(self, tensor: TensorProto, name: str) -> str:
+        """A copy of a stored tensor as a constant of this scope, under a fresh `name`; external data stays outside."""
+        graph = self.graph
+        copy = TensorProto()
+        copy.CopyFrom(tensor)
+        copy.name = name
         if graph.kind == "function":
-            self._insert(helper.make_node("Constant", [], [name], value=tensor))
+            self._insert(helper.make_node("Constant", [], [name], value=copy))
             return name
-        graph.proto.initializer.append(tensor)
+        graph.proto.initializer.append(copy)
         graph.initializers[name] = graph.proto.initializer[-1]
         self._undo.append(functools.partial(self._unconst, graph, name))
         return name
+
+    def initialize(self, node: Node) -> None:
+        """Turn a Constant node of this scope (no function) into an initializer of the same name."""
+        name, array = node.output(0), node.graph.const(node.output(0))
+        tensor = node.graph.const_tensor(name)
+        if tensor is None:
+            tensor = numpy_helper.from_array(np.asarray(array))
+        self._detach(node)
+        node.live = False
+        node.graph._dirty = True
+        self.removed.append(node)
+        self._undo.append(functools.partial(self._restore, node))
+        self.store(tensor, name)
+        node.graph.initializers[name].doc_string = tensor.doc_string or node.proto.doc_string
+        for user, _ in node.graph.uses(name):
+            self.touched[user] = None
 
     @staticmethod
     def _unconst(graph: Graph, name: str) -> None:
@@ -739,7 +761,7 @@ class Edit:
         """Write provenance on a node that was changed in place."""
         if not any(m.key == RULE_KEY and m.value == self.rule for m in node.proto.metadata_props):
             node.proto.metadata_props.add(key=RULE_KEY, value=self.rule)
-            self._undo.append(lambda: node.proto.metadata_props.pop() and None)
+            self._undo.append(lambda: node.proto.metadata_props.__delitem__(-1))
 
     def replace(self, old: str, new: str) -> None:
         """Let everything that reads `old` read `new`, except the nodes this edit added.
@@ -927,7 +949,8 @@ def _rename(proto: NodeProto, names: dict[str, str], fresh: Callable[[str], str]
     for attribute in proto.attribute:
         if attribute.type == AttributeProto.GRAPH:
             graph, inner = attribute.g, dict(names)
-            for value in (*graph.input, *graph.initializer):
+            values: list[Any] = [*graph.input, *graph.initializer]
+            for value in values:
                 value.name = inner[value.name] = inner_name(value.name, names, inner, fresh)
             for node in graph.node:
                 _rename(node, inner, fresh, define=True)

@@ -1,4 +1,4 @@
-"""The proofs: structure, parse, parity, build, readback. Each returns a Check and never raises for a failing model.
+"""The proofs: structure, parse, parity, build, readback. Each returns a Check; a failing model raises nothing.
 
 A proof that could not run says so with Status.NOT_RUN and the reason; it is never taken for a passed one.
 """
@@ -123,9 +123,7 @@ def _findings(
         graph: Graph | None = Graph.of(load(path))
     except ModelError:
         graph = None
-    return tuple(
-        Finding(_place(r, graph, node_where), _effect(r), _reason(r), by, _evidence(r)) for r in refusals
-    )
+    return tuple(Finding(_place(r, graph, node_where), _effect(r), _reason(r), by, _evidence(r)) for r in refusals)
 
 
 def _place(refusal: trt.Refusal, graph: Graph | None, node_where: Places | None) -> Where:
@@ -337,7 +335,7 @@ def _working(
 ) -> tuple[feeds.Sizes | None, list[feeds.Draw]]:
     """The first sizes the original runs at, and the ways to fill its inputs that it takes there."""
     for chosen in sizes:
-        if seen.late():
+        if seen.late() and (seen.sizes or seen.failing):
             break
         if feeds.too_large(one.inputs, chosen):
             seen.failing.append(f"{_sizes(chosen)}: over {feeds.LARGEST:,} input elements")
@@ -427,9 +425,7 @@ class _Tolerance:
         return f"{value:g} of the largest magnitude{wider}"
 
 
-def _judge(
-    by: str, seen: _Samples, tolerance: _Tolerance, seeds: Sequence[int], inputs: Path | None
-) -> Check:
+def _judge(by: str, seen: _Samples, tolerance: _Tolerance, seeds: Sequence[int], inputs: Path | None) -> Check:
     figures = _figures(seen, tolerance, seeds, inputs)
 
     def check(status: Status, detail: str) -> Check:
@@ -457,19 +453,24 @@ def _judge(
             return check(Status.NOT_RUN, detail)
     everything = [c for compared in seen.compared.values() for c in compared]
     if all(c.verdict == "equal" for c in everything):
-        return check(Status.PASSED, f"{_plural(len(seen.compared), 'output')} equal in every value {over}")
+        detail = f"{_plural(len(seen.compared), 'output')} equal in every value {over}"
+        return check(Status.PASSED, detail + _weak(figures))
     largest = max(everything, key=lambda c: c.relative)
     error = f"largest error {largest.max_abs:.3g}, {largest.relative:.2g} of the output's largest magnitude"
     if not tolerance.judges:
         detail = f"measured, not judged: {error} {over}; no tolerance is stated for lossy changes"
         return check(Status.NOT_RUN, detail)
     rounding = "not equal but summed in another order: " if tolerance.safety is Safety.EXACT else ""
-    return check(Status.PASSED, f"{rounding}{error} {over} (allowed: {tolerance})")
+    return check(Status.PASSED, f"{rounding}{error} {over} (allowed: {tolerance})" + _weak(figures))
 
 
-def _figures(
-    seen: _Samples, tolerance: _Tolerance, seeds: Sequence[int], inputs: Path | None
-) -> dict[str, Any]:
+def _weak(figures: Mapping[str, Any]) -> str:
+    """A word on outputs that are the same number everywhere: they agree, but say little."""
+    flat = [n for n, f in figures["outputs"].items() if f["elements"] > 1 and f["range"][0] == f["range"][1]]
+    return f"; weak evidence: {', '.join(flat)} never varied" if flat else ""
+
+
+def _figures(seen: _Samples, tolerance: _Tolerance, seeds: Sequence[int], inputs: Path | None) -> dict[str, Any]:
     return {
         "samples": seen.ran,
         "inputs": inputs.name if inputs else f"seeds {', '.join(map(str, seeds))}",

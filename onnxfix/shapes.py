@@ -243,6 +243,9 @@ def _slice(node: Node) -> Known | None:
     data = node.graph.known(node.input(0))
     if data is None:
         return None
+    starts: list[int] | None
+    ends: list[int] | None
+    steps: list[int] | None
     if node.has_attr("starts"):
         starts, ends, steps = node.attr("starts"), node.attr("ends"), [1]
     else:

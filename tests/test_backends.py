@@ -84,7 +84,7 @@ def test_a_placeholder_is_no_tensorrt(tmp_path: Path, monkeypatch: pytest.Monkey
     # Looks real, does not import: the reason is the import's own.
     with trt.TensorRT("tensorrt") as broken:
         monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-        with pytest.raises(UnavailableError, match="does not start: .*placeholder"):
+        with pytest.raises(UnavailableError, match=r"does not start: .*placeholder"):
             broken.about()
 
 
@@ -137,9 +137,7 @@ def test_supports(tensorrt: trt.TensorRT) -> None:
 def test_build_and_read_back(tensorrt: trt.TensorRT, tmp_path: Path) -> None:
     plan, told = tmp_path / "engine.plan", []
     options = trt.BuildOptions("8.6", workspace_mib=64, dims={"h": (8, 16, 32), "w": (8, 16, 32)})
-    built = tensorrt.build(
-        write(tmp_path, ACCEPTED), plan, options, lambda text, done: told.append((text, done))
-    )
+    built = tensorrt.build(write(tmp_path, ACCEPTED), plan, options, lambda text, done: told.append((text, done)))
     assert built.bytes == plan.stat().st_size > 10_000
     assert built.shapes == ({"x": [[1, 3, 8, 8], [1, 3, 16, 16], [1, 3, 32, 32]]},)
     assert told and all(text and 0 <= done <= 1 for text, done in told)
@@ -167,9 +165,7 @@ def test_a_failing_build_says_why_and_writes_nothing(tensorrt: trt.TensorRT, tmp
     text = HEAD + "g (float[n,3] x, float[m,3] z) => (float[p,3] y) { y = Add(x, z) }"
     dims = {"n": (2, 2, 2), "m": (3, 3, 3)}
     with pytest.raises(BackendError) as raised:
-        tensorrt.build(
-            write(tmp_path, text), tmp_path / "engine.plan", trt.BuildOptions("8.6", dims=dims)
-        )
+        tensorrt.build(write(tmp_path, text), tmp_path / "engine.plan", trt.BuildOptions("8.6", dims=dims))
     assert "broadcast" in str(raised.value).lower() and "\n" not in str(raised.value)
     assert not (tmp_path / "engine.plan").exists()
 
@@ -177,7 +173,7 @@ def test_a_failing_build_says_why_and_writes_nothing(tensorrt: trt.TensorRT, tmp
 @needs_rtx
 def test_settings_it_cannot_take_are_refused_before_the_build(tensorrt: trt.TensorRT, tmp_path: Path) -> None:
     model = write(tmp_path, ACCEPTED)
-    with pytest.raises(RequestError, match="8.7"):
+    with pytest.raises(RequestError, match=r"8.7"):
         tensorrt.build(model, tmp_path / "engine.plan", trt.BuildOptions("8.7"))
     with pytest.raises(RequestError, match="strongly typed"):
         tensorrt.build(model, tmp_path / "engine.plan", trt.BuildOptions("8.6", fp16=True))
@@ -196,7 +192,7 @@ def test_a_crash_is_an_outcome_and_the_next_call_works(tmp_path: Path) -> None:
         assert pid
         os.kill(pid, signal.SIGSTOP)  # so that the call is surely under way when the signal comes
         threading.Timer(0.3, lambda: (os.kill(pid, signal.SIGSEGV), os.kill(pid, signal.SIGCONT))).start()
-        with pytest.raises(trt.DiedError, match="crashed .SIGSEGV. during parse"):
+        with pytest.raises(trt.DiedError, match=r"crashed .SIGSEGV. during parse"):
             tensorrt.parse(model)
         assert not tensorrt.parse(model).refusals
         assert tensorrt.pid != pid
@@ -211,7 +207,7 @@ def test_a_hang_ends_at_the_time_limit(tmp_path: Path) -> None:
         assert tensorrt.pid
         os.kill(tensorrt.pid, signal.SIGSTOP)
         started = time.monotonic()
-        with pytest.raises(trt.DiedError, match="did not finish parse within 0.5 s"):
+        with pytest.raises(trt.DiedError, match=r"did not finish parse within 0.5 s"):
             tensorrt.parse(model, seconds=0.5)
         assert time.monotonic() - started < 5
         assert not tensorrt.parse(model).refusals
@@ -250,13 +246,17 @@ def test_evaluate() -> None:
 
 
 def test_ort_says_when_it_lacks_an_operator(tmp_path: Path) -> None:
-    path = write(tmp_path, '<ir_version: 8, opset_import: ["": 18, "x": 1]> g (float[2] a) => (float[2] y) { y = x.Foo(a) }')
+    path = write(
+        tmp_path, '<ir_version: 8, opset_import: ["": 18, "x": 1]> g (float[2] a) => (float[2] y) { y = x.Foo(a) }'
+    )
     with pytest.raises(ort.UnsupportedError):
         ort.Runner(path)
 
 
 def test_reference_evaluator_agrees_with_ort(tmp_path: Path) -> None:
-    path = write(tmp_path, HEAD + "g (float[n,2] a, float[2] b) => (float[n,2] y, float[n,2] z) { y = Sub(a, b) z = Tanh(y) }")
+    path = write(
+        tmp_path, HEAD + "g (float[n,2] a, float[2] b) => (float[n,2] y, float[n,2] z) { y = Sub(a, b) z = Tanh(y) }"
+    )
     sample = {"a": np.ones((3, 2), np.float32), "b": np.array([0.5, 2], np.float32)}
     with ort.Runner(path) as one, reference.Runner(path) as other:
         assert one.inputs == other.inputs

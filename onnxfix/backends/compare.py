@@ -55,7 +55,8 @@ def compare(name: str, before: Any, after: Any, tolerance: float) -> Compared:
         return Compared("equal", before.size, 0)
     magnitude = float(np.abs(numbers).max())
     allowed = tolerance * magnitude if before.dtype.kind == "f" else 0.0
-    passed, max_abs = _polygraphy(name, numbers, others, allowed)
+    equal = np.array_equal(numbers, others)  # needs no judge
+    passed, max_abs = (True, 0.0) if equal else _polygraphy(name, numbers, others, allowed)
     return Compared(
         "equal" if max_abs == 0.0 else "within" if passed else "beyond",
         before.size,

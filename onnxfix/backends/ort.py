@@ -61,7 +61,7 @@ class Runner:
 
         # Not Polygraphy's SessionFromOnnx, which leaves ONNX Runtime's log on. Graph optimisations are off on both
         # sides, so that the models are compared and not what ONNX Runtime makes of each.
-        self._session = _session(str(path), threads=len(_cpus()))
+        self._session = _session(str(path), threads=_cpus())
         self._runner = OnnxrtRunner(self._session)
         self.inputs = [_tensor(i) for i in self._session.get_inputs()]
         self.outputs = [_tensor(o) for o in self._session.get_outputs()]
@@ -101,8 +101,8 @@ def _session(model: bytes | str, threads: int) -> Any:
         raise _failure(error) from None
 
 
-def _cpus() -> set[int]:
-    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+def _cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _tensor(value: Any) -> Tensor:

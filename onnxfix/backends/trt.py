@@ -205,9 +205,7 @@ class TensorRT:
 
     # ---- the child ----
 
-    def _call(
-        self, do: str, seconds: float, progress: Progress | None = None, **request: Any
-    ) -> dict[str, Any]:
+    def _call(self, do: str, seconds: float, progress: Progress | None = None, **request: Any) -> dict[str, Any]:
         flavour = self.about().flavour
         return self._ask(flavour, do, seconds, progress, **request)
 

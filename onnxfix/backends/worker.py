@@ -72,8 +72,12 @@ class Session:
             if len(self.messages) < MESSAGES_KEPT:
                 self.messages.append((severity.name.lower(), message))
         elif message.startswith(AT_NODE):
-            self._node.seek(0)
-            self._node.write(message.split(": ", 1)[1].encode()[:200].ljust(200))
+            self.at(message.split(": ", 1)[1])
+
+    def at(self, node: str) -> None:
+        """Leave word for the parent where the parser is; "" when it is at no node."""
+        self._node.seek(0)
+        self._node.write(node.encode()[:200].ljust(200))
 
     # ---- requests ----
 
@@ -110,9 +114,7 @@ class Session:
         profiles, shapes = self._profiles(network, options)
         settings: dict[str, Any] = {"profiles": profiles}
         if options["workspace_mib"]:
-            settings["memory_pool_limits"] = {
-                self.trt.MemoryPoolType.WORKSPACE: options["workspace_mib"] << 20
-            }
+            settings["memory_pool_limits"] = {self.trt.MemoryPoolType.WORKSPACE: options["workspace_mib"] << 20}
         if options["fp16"]:
             settings["fp16"] = True
         if hasattr(self.trt, "IProgressMonitor"):
@@ -192,6 +194,7 @@ class Session:
         parser = self.trt.OnnxParser(network, get_trt_logger())
         # From the path, not from bytes, so that external data is found.
         accepted = parser.parse_from_file(path)
+        self.at("")
         refusals = [self._refusal(parser.get_error(i)) for i in range(parser.num_errors)]
         if not accepted and not refusals:
             refusals = [{"code": "", "desc": self._last_words(), "node": -1}]
