@@ -109,6 +109,17 @@ def fold(root: Node, budget: int, known: Mapping[str, np.ndarray] | None = None)
     return found if found.values else None
 
 
+def passes(node: Node, source: str) -> bool:
+    """Whether readers of the node's only used output can read `source` instead, and every output keeps its name."""
+    graph, result = node.graph, node.output(0)
+    if returned(graph, result):
+        return False
+    if not graph.is_output(result):
+        return True
+    # An output must keep its name: its producer can take it over, unless that is an output (or no node) itself.
+    return source in graph.producers and not graph.is_output(source) and not returned(graph, source)
+
+
 def returned(graph: Graph, name: str) -> bool:
     """Whether a body returns this value of a scope around it unchanged: then its name can't change."""
     for node, index in graph.uses(name):

@@ -565,10 +565,10 @@ class Edit:
 
     def initialize(self, node: Node) -> None:
         """Turn a Constant node of this scope (no function) into an initializer of the same name."""
-        name, array = node.output(0), node.graph.const(node.output(0))
+        name = node.output(0)
         tensor = node.graph.const_tensor(name)
-        if tensor is None:
-            tensor = numpy_helper.from_array(np.asarray(array))
+        if tensor is None:  # value_ints and its like
+            tensor = numpy_helper.from_array(np.asarray(node.graph.const(name)))
         self._detach(node)
         node.live = False
         node.graph._dirty = True
@@ -655,6 +655,11 @@ class Edit:
         proto.metadata_props.add(key=RULE_KEY, value=self.rule)
 
     # ---- changing ----
+
+    def drop_initializer(self, name: str) -> None:
+        """Remove an initializer of this scope that nothing reads."""
+        self.graph._orphans.add(name)
+        self._undo.append(lambda: self.graph._orphans.discard(name))
 
     def remove(self, node: Node) -> None:
         """Remove a node; nothing may use its outputs any more. What only it needed goes too, at `finish`."""

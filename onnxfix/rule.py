@@ -60,6 +60,10 @@ class Target(Protocol):
         """Whether the target has the operator at all, whatever limits it puts on it."""
         ...
 
+    def takes_dtype(self, dtype: int) -> bool:
+        """Whether tensors of this TensorProto.DataType may occur in a network at all."""
+        ...
+
 
 @dataclass
 class Context:

@@ -1,21 +1,45 @@
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from onnx import TensorProto, helper
+import onnx
+from onnx import TensorProto, helper, numpy_helper
 
 from onnxfix import emit
 from onnxfix.graph import Graph
 from onnxfix.lowering import quant
 from onnxfix.rule import Context, Edit, Node, Rule, Safety, Skip
 
-F32 = np.float32
+# One time step. Its gates lie in the order input, output, forget, cell; `g` is the input's share of them.
+_STEP = """<ir_version: 8, opset_import: ["" : 13]>
+step (float[n, h] h0, float[n, h] c0, float[n, m] g) => (float[n, h] h1, float[n, h] c1, float[n, h] y) {
+  q, s, z = DynamicQuantizeLinear (h0)
+  sums = MatMulInteger (q, R, z, R_zero)
+  f = Cast <to = 1> (sums)
+  scale = Mul (s, R_scale)
+  own = Mul (f, scale)
+  both = Add (g, own)
+  gates = Add (both, bias)
+  i1, o1, f1, k1 = Split <axis = 1> (gates)
+  i2 = Sigmoid (i1)
+  o2 = Sigmoid (o1)
+  f2 = Sigmoid (f1)
+  k2 = Tanh (k1)
+  kept = Mul (c0, f2)
+  new = Mul (i2, k2)
+  c1 = Add (kept, new)
+  shown = Tanh (c1)
+  h1 = Mul (o2, shown)
+  y = Identity (h1)
+}"""
 
 
 @dataclass(frozen=True)
 class _Weights:
-    values: np.ndarray  # [directions, inputs, 4 * hidden], whole numbers
+    """One of the two weight tensors, for all directions."""
+
+    values: np.ndarray  # INT8 or UINT8, [directions, inputs, 4 * hidden]
     scale: np.ndarray  # [directions] or [directions, 4 * hidden]
+    zero: np.ndarray  # [directions], of the values' dtype
 
 
 class DynamicQuantizeLSTM(Rule):
@@ -42,21 +66,20 @@ class DynamicQuantizeLSTM(Rule):
     def rewrite(self, node: Node, found: tuple[_Weights, _Weights, np.ndarray | None], edit: Edit, ctx: Context) -> None:
         of_input, of_state, bias = found
         hidden = of_state.values.shape[1]
-        numbers, scale, zero = quant.quantize_dynamic(edit, node.input(0))
-        x = str(edit.add("Sub", [numbers, zero]))
+        numbers, scale, zero = edit.add("DynamicQuantizeLinear", [node.input(0)], outputs=3)
         directions = {"forward": [0], "reverse": [1], "bidirectional": [0, 1]}[node.attr("direction", "forward")]
         parts: list[tuple[str, str, str]] = []
         for i, backwards in enumerate(directions):
-            gates = str(edit.add("MatMul", [x, of_input.values[i]]))
-            gates = str(edit.add("Mul", [gates, str(edit.add("Mul", [scale, of_input.scale[i]]))]))
+            sums = edit.add("MatMulInteger", [numbers, of_input.values[i], zero, of_input.zero[i]])
+            factor = edit.add("Mul", [scale, of_input.scale[i]])
+            gates = edit.add("Mul", [str(edit.add("Cast", [sums], to=TensorProto.FLOAT)), factor])
             states = [self._initial(node, edit, index, i, hidden) for index in (5, 6)]
-            body = _step(of_state.values[i], of_state.scale[i], None if bias is None else bias[i])
             h, c, y = edit.add(
                 "Scan",
                 [*states, gates],
                 outputs=3,
                 num_scan_inputs=1,
-                body=body,
+                body=_step(of_state, i, bias, edit),
                 scan_input_directions=[backwards],
                 scan_output_directions=[backwards],
             )
@@ -72,7 +95,7 @@ class DynamicQuantizeLSTM(Rule):
             return emit.squeeze(edit, emit.slice_(edit, given, [direction], [direction + 1], [0]), [0])
         batch = node.graph.shape(node.input(0))
         if batch is not None and isinstance(batch[1], int):
-            return edit.const(np.zeros((batch[1], hidden), F32), "zeros")
+            return edit.const(np.zeros((batch[1], hidden), np.float32), "zeros")
         shape = edit.add("Shape", [node.input(0)])
         size = edit.add("Concat", [emit.slice_(edit, shape, [1], [2], [0]), emit.ints([hidden])], axis=0)
         return str(edit.add("ConstantOfShape", [size], value=helper.make_tensor("zero", TensorProto.FLOAT, [1], [0.0])))
@@ -82,11 +105,35 @@ def _weights(graph: Graph, node: Node, index: int, scale_index: int) -> _Weights
     values, scale, zero = (graph.const(node.input(i)) for i in (index, scale_index, scale_index + 1))
     if values is None or scale is None or zero is None:
         raise Skip("its weights, scales or zero points are computed; make them constant")
-    # The kernel takes one zero point a direction: for per-column ones all are the same by its own check.
-    shift = zero.reshape(values.shape[0], -1)[:, :1, None].astype(F32)
-    return _Weights(values.astype(F32) - shift, scale.astype(F32))
+    # Zero points for each column are all the same: the operator refuses others.
+    return _Weights(values, scale, zero.reshape(values.shape[0], -1)[:, 0])
 
 
-def _step(weights: np.ndarray, scale: np.ndarray, bias: np.ndarray | None) -> Any:
-    """One time step as a Scan body: (h, c, gates of the input) to (h, c, h). Gates lie in the order i, o, f, c."""
-    raise NotImplementedError
+
+
+def _step(weights: _Weights, direction: int, bias: np.ndarray | None, edit: Edit) -> onnx.GraphProto:
+    """The Scan body of one direction; Split gets its sizes where the opset wants them."""
+    body = onnx.parser.parse_model(_STEP).graph
+    hidden = weights.values.shape[1]
+    both = np.zeros(4 * hidden, np.float32) if bias is None else bias[direction][: 4 * hidden] + bias[direction][4 * hidden :]
+    constants = {
+        "R": weights.values[direction],
+        "R_zero": weights.zero[direction],
+        "R_scale": weights.scale[direction],
+        "bias": both,
+    }
+    body.initializer.extend(numpy_helper.from_array(np.ascontiguousarray(v), n) for n, v in constants.items())
+    split = next(n for n in body.node if n.op_type == "Split")
+    if edit.graph.opset() >= 18:
+        split.attribute.append(helper.make_attribute("num_outputs", 4))
+    names = {n: edit.graph.fresh(f"{edit.graph.proto.name}/{n}") for n in _values(body)}
+    for value in (*body.input, *body.output, *body.initializer):
+        value.name = names[value.name]
+    for node in body.node:
+        node.input[:] = [names[n] for n in node.input]
+        node.output[:] = [names[n] for n in node.output]
+    return body
+
+
+def _values(body: onnx.GraphProto) -> set[str]:
+    return {v.name for v in (*body.input, *body.initializer)} | {n for node in body.node for n in node.output}

@@ -70,6 +70,17 @@ def write(blocks: Iterable[Block], stream: TextIO) -> None:
         stream.write(plain(blocks))
 
 
+def write_markdown(text: str, stream: TextIO) -> None:
+    """Write a page to `stream`: as it is, or rendered when that is a terminal."""
+    if not stream.isatty():
+        stream.write(text)
+        return
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    Console(file=stream).print(Markdown(text))
+
+
 def plain(blocks: Iterable[Block]) -> str:
     """The blocks as plain text, separated by empty lines."""
     return "\n".join("".join(f"{line.rstrip()}\n" for line in _lines(block)) for block in blocks)

@@ -288,10 +288,12 @@ def _run(done: Report) -> Iterator[tuple[str, str]]:
 # ---- rules ----
 
 
-def rules(catalog: Iterable[Rule]) -> Iterator[Block]:
-    found = list(catalog)
+def rules(found: Sequence[Rule], sets: Sequence[str]) -> Iterator[Block]:
+    """All shipped rules, and the names of the shipped rule files."""
     rows = [(r.id, r.safety.value, r.when, ", ".join(r.ops), r.summary) for r in found]
     yield Table(f"rules: {len(found)}", ("rule", "safety", "when", "operators", "summary"), rows)
+    if sets:
+        yield Facts([("rule files", ", ".join(sets))])
 
 
 def rule_facts(rule: Rule) -> dict[str, object]:
