@@ -147,6 +147,11 @@ class Inspection:
     rules: dict[str, Safety] = field(default_factory=dict)  # safety of the rules named above
     notes: tuple[str, ...] = ()
 
+    @property
+    def refused(self) -> int:
+        """Number of nodes the target refuses; plugins and undecided limits are not counted."""
+        return sum(1 for f in self.findings if f.effect in REWRITABLE)
+
 
 def inspect_model(
     model: Model, target: matrix.Target | None = None, rules: Iterable[Rule] = ()

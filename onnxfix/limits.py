@@ -62,9 +62,7 @@ class Facts:
                 stack.pop()
                 continue
             answer, needs = self._leaf(*key)
-            if (
-                answer is None and key not in started
-            ):  # a second time only in a cycle, which no valid model has
+            if answer is None and key not in started:  # a second time only in a cycle, which no valid model has
                 started.add(key)
                 stack.extend((*need, kind) for need in needs if (*need, kind) not in memo)
                 continue
@@ -377,8 +375,7 @@ def _scales(node: Node) -> list[float | None] | None:
     if scales is None and sizes is not None and shape is not None:
         before = [shape[a] for a in axes] if axes else list(shape)
         scales = [
-            s / b if isinstance(b, int) and b and s is not None else None
-            for s, b in zip(sizes, before, strict=False)
+            s / b if isinstance(b, int) and b and s is not None else None for s, b in zip(sizes, before, strict=False)
         ]
     if scales is None or not axes:
         return scales

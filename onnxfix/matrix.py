@@ -13,6 +13,7 @@ from __future__ import annotations
 import difflib
 import functools
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -63,9 +64,7 @@ class Target:
     label: str
     board: str = ""
     jetpack: str = ""
-    facts: Mapping[str, Any] = field(
-        default_factory=dict, compare=False
-    )  # of board and JetPack, as in the data
+    facts: Mapping[str, Any] = field(default_factory=dict, compare=False)  # of board and JetPack, as in the data
 
     @property
     def by(self) -> str:
@@ -126,9 +125,20 @@ def target(name: str) -> Target:
     if kind == "rtx" and minor == "1.7":
         return Target(wanted, "rtx-1.7", f"TensorRT-RTX {version}")
     known = targets()
-    close = difflib.get_close_matches(wanted, [*known, *data["aliases"]], 3, 0.5)
+    close = _neighbours(wanted, data["releases"])
+    close = close or difflib.get_close_matches(wanted, [*known, *data["aliases"]], 3, 0.5)
     hint = f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(known)}"
     raise TargetError(f"no target '{name}': {hint}")
+
+
+def _neighbours(wanted: str, releases: list[str]) -> list[str]:
+    """For a TensorRT version the data lacks ("trt-8.3"), the releases next to it of the same major."""
+    asked = re.fullmatch(r"trt-(\d+)\.(\d+)(\.\d+)*", wanted)
+    if asked is None:
+        return []
+    minors = [int(m) for major, m in (r.split(".") for r in releases) if major == asked[1]]
+    nearest = sorted(minors, key=lambda m: (abs(m - int(asked[2])), m))[:2]
+    return [f"trt-{asked[1]}.{m}" for m in sorted(nearest)]
 
 
 @functools.cache
@@ -268,9 +278,11 @@ class _Limit:
         if False in conditions:
             return None
         taken, found = self.need(node, facts) if self.need else (None, "")
-        if taken or (taken is None and not self.undecided):
+        if taken:
             return None
         if taken is None or None in conditions:
+            if not self.undecided:
+                return None
             return matrix.verdict(Effect.UNDECIDED, f"not decided here: {self.text}", self.id, self.basis)
         reason = f"{self.text} (here: {found})" if found else self.text
         return matrix.verdict(self.effect, reason, self.id, self.basis)
@@ -304,9 +316,7 @@ class _Matrix:
         if domain == "":
             return self.verdict(Effect.UNKNOWN, f"the matrix of {name} has no row for {op}", "no-row")
         if op in self.rows:
-            reason = (
-                f"the parser does not read the domain '{domain}': it takes this for the ONNX operator {op}"
-            )
+            reason = f"the parser does not read the domain '{domain}': it takes this for the ONNX operator {op}"
             return self.verdict(Effect.UNDECIDED, reason, "domain")
         reason = f"{name} has no importer for {domain}::{op}, and its library no plugin of that name"
         return self.verdict(Effect.REFUSED, reason, "no-importer")

@@ -374,7 +374,8 @@ def _check_options(about: About, options: BuildOptions) -> None:
 
 
 # What the parser prints around every error, and CUDA's complaint that follows any error where there is no GPU.
-_FRAME = ("While parsing node", "--- Begin node ---", "--- End node ---", "In function ", "catchCudaError")
+# The binding warnings concern whoever runs the engine; they stand among the warnings.
+_FRAME = ("While parsing node", "--- Begin node ---", "--- End node ---", "In function ", "catchCudaError", " binding.")
 
 
 def _refusals(answer: dict[str, Any]) -> tuple[Refusal, ...]:

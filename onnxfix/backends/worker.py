@@ -153,12 +153,13 @@ class Session:
             return {"stage": "runtime", "detail": "the file is empty"}
         driver = no_driver()
         if hasattr(runtime, "get_engine_validity"):
-            validity, diagnostics = runtime.get_engine_validity(data)
+            _validity, diagnostics = runtime.get_engine_validity(data)
             flags = self.trt.EngineInvalidityDiagnostics.__members__
             faults = [n.lower().replace("_", " ") for n, bit in flags.items() if diagnostics & int(bit)]
-            # Without a driver it reads the format and then can't ask for the GPU: "invalid" with no fault named.
-            if "malformed engine" in faults or (validity.name == "INVALID" and not driver):
-                return {"stage": "runtime", "detail": ", ".join(faults) or "the header is invalid"}
+            # The format is looked at first. Without a driver it then can't ask for the GPU, and names no fault.
+            if faults:
+                bad = {"malformed engine", "version mismatch"} & set(faults)
+                return {"stage": "runtime" if bad else "header", "detail": ", ".join(faults)}
         self.messages.clear()
         engine = None
         with contextlib.suppress(Exception):  # PolygraphyException without details: the logger has them

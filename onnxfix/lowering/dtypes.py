@@ -41,6 +41,14 @@ _BOUNDS: dict[int, Range] = {
     TensorProto.UINT4: (0, 15),
 }
 
+# Operators that move the numbers of their first input and don't look at them.
+MOVES = frozenset(
+    {
+        "DepthToSpace", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity", "Reshape", "Slice",
+        "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
+    }
+)  # fmt: skip
+
 _DEPTH = 24  # producers looked at before giving up
 _READ = 1 << 22  # elements up to which a constant's values are looked at
 
@@ -216,14 +224,7 @@ def weight_sum(weights: np.ndarray, op: str) -> float:
 
 _RANGES: dict[str, Callable[[Node, int], Range | None]] = {
     **dict.fromkeys(("Round", "Floor", "Ceil"), _any_whole),
-    **dict.fromkeys(
-        (
-            "Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Gather", "GatherND",
-            "GatherElements", "Expand", "Tile", "Split", "MaxPool", "GlobalMaxPool", "ReduceMax", "ReduceMin",
-            "DepthToSpace", "SpaceToDepth", "Trilu", "Dropout", "TopK",
-        ),
-        _like(0),
-    ),
+    **dict.fromkeys((*MOVES, "MaxPool", "GlobalMaxPool", "ReduceMax", "ReduceMin", "TopK"), _like(0)),
     "Concat": _all,
     "Where": _like(1, 2),
     "Pad": _pad,

@@ -36,6 +36,13 @@ class Table:
     rows: Sequence[tuple[str, ...]]
     right: frozenset[int] = frozenset()
 
+    def filled(self) -> Table:
+        """Without the columns that are empty in every row."""
+        kept = [i for i in range(len(self.columns)) if any(row[i] for row in self.rows)]
+        rows = [tuple(row[i] for i in kept) for row in self.rows]
+        right = frozenset(new for new, old in enumerate(kept) if old in self.right)
+        return Table(self.title, tuple(self.columns[i] for i in kept), rows, right)
+
 
 @dataclass(frozen=True)
 class Entries:
@@ -90,9 +97,11 @@ def _lines(block: Block) -> Iterable[str]:
     if isinstance(block, Facts):
         yield from _aligned([(k, clean(v)) for k, v in block.pairs], frozenset(), "")
     elif isinstance(block, Table):
-        yield block.title
-        rows = [block.columns, *(tuple(map(clean, row)) for row in block.rows)]
-        yield from _aligned(rows, block.right, "  ")
+        table = block.filled()
+        yield table.title
+        if table.rows:
+            rows = [table.columns, *(tuple(map(clean, row)) for row in table.rows)]
+            yield from _aligned(rows, table.right, "  ")
     else:
         yield block.title
         width = max((len(e.word) for e in block.items), default=0)
@@ -136,14 +145,16 @@ def _write_rich(blocks: Iterable[Block], stream: TextIO) -> None:
             continue
         console.print(Text(block.title, "bold"))
         if isinstance(block, Table):
-            table = Grid(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim")
-            for i, column in enumerate(block.columns):
-                table.add_column(column, justify="right" if i in block.right else "left", overflow="fold")
-            for row in block.rows:
+            table = Grid(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="dim")
+            filled = block.filled()
+            for i, column in enumerate(filled.columns):
+                table.add_column(column, justify="right" if i in filled.right else "left", overflow="fold")
+            for row in filled.rows:
                 table.add_row(*map(cell, row))
-            console.print(Padding(table, (0, 0, 0, 1)))
+            console.print(Padding(table, (0, 0, 0, 2), expand=False))
         else:
             for entry in block.items:
-                console.print(Padding(Text.assemble(cell(entry.word), "  ", cell(entry.text)), (0, 0, 0, 2)))
+                head = Text.assemble(cell(entry.word), "  ", cell(entry.text))
+                console.print(Padding(head, (0, 0, 0, 2), expand=False))
                 if entry.details:
-                    console.print(Padding(pairs(entry.details), (0, 0, 0, 6)))
+                    console.print(Padding(pairs(entry.details), (0, 0, 0, 6), expand=False))

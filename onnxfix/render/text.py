@@ -1,7 +1,7 @@
 """What is said to people, as blocks: the inspection, the report of a run, rules, their tests, the backends.
 
-Equal findings, changes and skips are one entry with their places listed; a long list of places ends in
-"and N more", which `verbose` spells out. JSON has all of it.
+Findings, changes and skips that are alike are one entry with their places listed: "such as" stands before words that
+differ among them, and a long list of places ends in "and N more". `verbose` spells both out; JSON has all of it.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from typing import TypeVar
 from onnxfix.backends import BackendInfo
 from onnxfix.inspection import Amount, Function, Inspection, Value
 from onnxfix.render.layout import Block, Entries, Entry, Facts, Table
-from onnxfix.report import Change, Check, Finding, Report, Safety, Skipped, Where
-from onnxfix.rule import Rule
+from onnxfix.report import Change, Check, Effect, Finding, Report, Safety, Skipped, Where
+from onnxfix.rule import REWRITABLE, Rule
 from onnxfix.ruletest import CaseResult
 
 Item = TypeVar("Item")
 
+_WORST_FIRST = list(Effect)
 PLACES = 6  # listed before "and N more"
 
 
@@ -107,9 +108,8 @@ def _dim(dim: int | str | None) -> str:
 
 def _weights(found: Inspection) -> Iterator[Block]:
     amounts = [("initializers", a) for a in found.initializers] + [("in nodes", a) for a in found.in_nodes]
-    total = f"{_total(found.initializers, 'initializer')}; {_total(found.in_nodes, 'tensor')} in nodes"
     yield Table(
-        f"stored tensors: {total}",
+        f"stored tensors: {_total(found.initializers)} as initializers, {_total(found.in_nodes)} in nodes",
         ("where", "dtype", "count", "bytes"),
         [(where, a.dtype, str(a.count), size(a.bytes)) for where, a in amounts],
         frozenset({2, 3}),
@@ -126,8 +126,8 @@ def _weights(found: Inspection) -> Iterator[Block]:
         )
 
 
-def _total(amounts: Sequence[Amount], noun: str) -> str:
-    return f"{plural(sum(a.count for a in amounts), noun)}, {size(sum(a.bytes for a in amounts))}"
+def _total(amounts: Sequence[Amount]) -> str:
+    return f"{sum(a.count for a in amounts)} ({size(sum(a.bytes for a in amounts))})"
 
 
 def _ops(found: Inspection) -> Iterator[Block]:
@@ -152,13 +152,9 @@ def _target(found: Inspection, verbose: bool) -> Iterator[Block]:
     if found.graph_rules:
         facts.append(("would help", f"{_rules(found.graph_rules, found.rules)}, on the graph as a whole"))
     yield Facts(facts)
-    title = f"findings: {_of(len(found.findings), found.nodes)}"
+    title = f"findings: {len(found.findings) or 'none'}, of {plural(found.nodes, 'node')}"
     yield from findings(title, found.findings, verbose, found.rules)
     yield from _skipped(found.skipped, verbose)
-
-
-def _of(count: int, nodes: int) -> str:
-    return f"{count} of {nodes} nodes" if count else f"none, of {nodes} nodes"
 
 
 # ---- findings, changes, skips, checks ----
@@ -167,22 +163,22 @@ def _of(count: int, nodes: int) -> str:
 def findings(
     title: str, found: Sequence[Finding], verbose: bool, safety: Mapping[str, Safety] | None = None
 ) -> Iterator[Block]:
-    """Equal findings as one entry; they are equal when they differ only in the quoted names of values."""
+    """What a target or parser does not take, the worst first."""
 
     def alike(finding: Finding) -> object:
-        where = finding.where
-        return finding.effect, where.domain, where.op, _bare(finding.reason), finding.evidence, finding.rules
+        where, reason = finding.where, _core(finding.reason, verbose)
+        return finding.effect, where.domain, where.op, reason, finding.evidence, finding.rules
 
     entries = []
-    for group in _grouped(found, alike):
+    for group in sorted(_grouped(found, alike), key=lambda g: _WORST_FIRST.index(g[0].effect)):
         first = group[0]
         op = f"{first.where.domain}::{first.where.op}" if first.where.domain else first.where.op
         details = [("at", _places([f.where for f in group], verbose))]
-        details.append(("would help", _rules(first.rules, safety or {}) or "no rule here"))
+        if first.rules or first.effect in REWRITABLE:
+            details.append(("would help", _rules(first.rules, safety or {}) or "no rule here"))
         if first.evidence:
             details.append(("evidence", first.evidence))
-        reason = _common([f.reason for f in group])
-        entries.append(Entry(first.effect.value, f"{op}{_count(group)}: {reason}", details))
+        entries.append(Entry(first.effect.value, _said(op, [f.reason for f in group]), details))
     yield Entries(title, entries)
 
 
@@ -193,17 +189,15 @@ def _grouped(items: Iterable[Item], alike: Callable[[Item], object]) -> Iterable
     return groups.values()
 
 
-def _bare(reason: str) -> str:
-    """A reason without the names of values in it."""
-    return re.sub(r"'[^']*'", "'…'", reason)
+def _core(reason: str, verbose: bool) -> str:
+    """What makes reasons alike: all but names of values and lists of numbers, or with `verbose` every letter."""
+    return reason if verbose else re.sub(r"'[^']*'|\[[^]]*\]", "…", reason)
 
 
-def _common(reasons: Sequence[str]) -> str:
-    return reasons[0] if len(set(reasons)) == 1 else _bare(reasons[0])
-
-
-def _count(group: Sequence[object]) -> str:
-    return f" ({len(group)})" if len(group) > 1 else ""
+def _said(who: str, reasons: Sequence[str]) -> str:
+    count = f" ({len(reasons)})" if len(reasons) > 1 else ""
+    alike = ", such as" if len(set(reasons)) > 1 else ""
+    return f"{who}{count}{alike}: {reasons[0]}"
 
 
 def _rules(ids: Iterable[str], safety: Mapping[str, Safety]) -> str:
@@ -226,15 +220,14 @@ def _place(where: Where) -> str:
 
 def _changes(changes: Sequence[Change], verbose: bool) -> Iterator[Block]:
     entries = []
-    for group in _grouped(changes, lambda c: (c.rule, _bare(c.message), c.interface)):
+    for group in _grouped(changes, lambda c: (c.rule, _core(c.message, verbose), c.interface)):
         first = group[0]
         removed, added = sum(len(c.removed) for c in group), sum(len(c.added) for c in group)
         details = [("at", _places([c.where for c in group], verbose))]
         details.append(("nodes", f"{removed} removed, {added} added"))
         if first.interface:
             details.append(("interface", "an input or output of the model changed"))
-        message = _common([c.message for c in group])
-        entries.append(Entry(first.safety.value, f"{first.rule}{_count(group)}: {message}", details))
+        entries.append(Entry(first.safety.value, _said(first.rule, [c.message for c in group]), details))
     yield Entries(f"changes: {len(changes) or 'none'}", entries)
 
 
@@ -242,8 +235,8 @@ def _skipped(skipped: Sequence[Skipped], verbose: bool) -> Iterator[Block]:
     if not skipped:
         return
     entries = []
-    for group in _grouped(skipped, lambda s: (s.rule, _bare(s.reason))):
-        text = f"{group[0].rule}{_count(group)}: {_common([s.reason for s in group])}"
+    for group in _grouped(skipped, lambda s: (s.rule, _core(s.reason, verbose))):
+        text = _said(group[0].rule, [s.reason for s in group])
         entries.append(Entry("skipped", text, [("at", _places([s.where for s in group], verbose))]))
     yield Entries(f"skipped: {len(skipped)}", entries)
 

@@ -1,0 +1,438 @@
+"""The command line: arguments, exit status, and one line on standard error when all is not well.
+
+Nothing heavy is imported before a command needs it, so `onnxfix --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from onnxfix.errors import OnnxfixError, RequestError, RuleError
+
+if TYPE_CHECKING:
+    from onnxfix.render.layout import Block
+    from onnxfix.report import Report
+    from onnxfix.rule import Rule
+    from onnxfix.ruletest import CaseResult
+
+FINE, REFUSED, WRONG, UNPROVED = 0, 1, 2, 3
+INTERRUPTED, BROKEN_PIPE, TERMINATED = 130, 141, 143  # 128 + the signal's number, as shells have it
+
+_WORDS = {REFUSED: "refused", WRONG: "error", UNPROVED: "unproved"}
+
+_EXIT = """\
+exit status:
+  0  fine
+  1  refused: the target does not take the model, or a proof failed
+  2  error: the request is wrong (arguments, model, rules, target, disk)
+  3  unproved: a proof that was required could not run on this machine
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status. Never raises, unless ONNXFIX_DEBUG is set."""
+    _prepare()
+    try:
+        try:
+            status = _run(sys.argv[1:] if argv is None else argv)
+        except SystemExit as done:  # argparse after --help, or SIGTERM
+            status = done.code if isinstance(done.code, int) else FINE
+        sys.stdout.flush()
+        return status
+    except KeyboardInterrupt:
+        _say("interrupted", "stopped; nothing was written")
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of a pipe has seen enough
+        _discard_output()
+        return BROKEN_PIPE
+    except OnnxfixError as error:
+        return _end(error.exit_status, str(error))
+    except Exception as error:
+        if os.environ.get("ONNXFIX_DEBUG"):
+            raise
+        if isinstance(error, OSError):
+            _discard_output()
+            return _end(WRONG, str(error))
+        if isinstance(error, MemoryError):
+            return _end(WRONG, "out of memory")
+        what = f"{type(error).__name__}: {error}"
+        return _end(WRONG, f"this is a bug in onnxfix, please report it with what ONNXFIX_DEBUG=1 shows: {what}")
+
+
+def _prepare() -> None:
+    """Make the streams take any text, and SIGTERM unwind like an exception, so that nothing is left behind."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by the caller
+            setattr(sys, name, io.StringIO())
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+
+
+def _discard_output() -> None:
+    """Send what is still buffered nowhere: flushing it at exit would fail again."""
+    try:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+    except (OSError, ValueError):
+        pass
+
+
+def _say(word: str, text: str) -> None:
+    from onnxfix.render.layout import clean
+
+    print(f"onnxfix: {word}: {clean(' '.join(text.split()))}", file=sys.stderr)
+
+
+def _end(status: int, text: str) -> int:
+    _say(_WORDS[status], text)
+    return status
+
+
+# ---- arguments ----
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, and never guesses abbreviated options."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def error(self, message: str) -> NoReturn:
+        raise RequestError(f"{message}; see {self.prog} --help")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="onnxfix",
+        description="Inspect ONNX models, rewrite what TensorRT does not take, and prove the result.",
+        epilog="examples:\n"
+        "  onnxfix inspect model.onnx --target jetson-nano    what would be refused, and what would help\n"
+        "  onnxfix apply model.onnx --rules jetson.yml        rewrite, prove, write model.fixed.onnx\n"
+        "  onnxfix rules show resize-cubic                    what a rule does, with examples\n"
+        "  onnxfix doctor                                     which proofs can run on this machine\n\n" + _EXIT,
+    )
+    parser.add_argument("--version", action="store_true", help="show the version and exit")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
+    _add_inspect(commands)
+    _add_apply(commands)
+    _add_rules(commands)
+    _add_doctor(commands)
+    return parser
+
+
+def _add_inspect(commands: Any) -> None:
+    command = commands.add_parser(
+        "inspect",
+        help="show what a model is, and what a target refuses of it",
+        description="Show a model as its file says it is: opsets, inputs and outputs, weights, nodes, functions.\n"
+        "With --target also what that target refuses, node by node, and the rules that would help.\n"
+        "External data is never read.",
+        epilog="examples:\n"
+        "  onnxfix inspect model.onnx\n"
+        "  onnxfix inspect model.onnx --target jetson-nano\n"
+        "  onnxfix inspect model.onnx --target trt-8.2 --format json --output model.json\n"
+        "  onnxfix inspect model.onnx --target jetpack-6.1 | grep -A3 '^  refused'\n\n"
+        "exit status: 0, also when the target could not decide on some nodes; 1 when --target is given and\n"
+        "refuses the model; 2 when the request is wrong\n",
+    )
+    command.add_argument("model", metavar="MODEL", help="an .onnx file")
+    _add_target(command, "judge the nodes for this target")
+    _add_format(command)
+    command.add_argument("-o", "--output", metavar="FILE", help="write there instead of standard output")
+    command.add_argument("-v", "--verbose", action="store_true", help="list every node of long groups")
+    command.set_defaults(run=_inspect)
+
+
+def _add_apply(commands: Any) -> None:
+    command = commands.add_parser(
+        "apply",
+        help="rewrite a model by rules, prove the result and write it",
+        description="Rewrite what the target refuses, by the rules of a rule file. The result is proved: its\n"
+        "structure, by TensorRT's own parser, and by comparing its numbers with the original's.\n"
+        "It appears whole or not at all; the input is never touched.",
+        epilog="examples:\n"
+        "  onnxfix apply model.onnx                     by jetson.yml, to model.fixed.onnx\n"
+        "  onnxfix apply model.onnx --dry-run --diff    what would change, node by node\n"
+        "  onnxfix apply model.onnx --rules jetson.yml --target jetson-orin-nano -o fixed.onnx\n"
+        "  onnxfix apply model.onnx --rules rtx.yml --require parse,parity,build --build model.plan\n"
+        "  onnxfix apply model.onnx --inputs data.npz --report report.json\n\n" + _EXIT,
+    )
+    command.add_argument("model", metavar="MODEL", help="an .onnx file")
+    command.add_argument(
+        "-r", "--rules", metavar="R", default="jetson.yml",
+        help="a shipped rule file (`onnxfix rules list` names them) or a path (default: jetson.yml)",
+    )  # fmt: skip
+    command.add_argument("-o", "--output", metavar="OUT", help="where to write (default: MODEL.fixed.onnx)")
+    _add_target(command, "the target, instead of the rule file's own")
+    command.add_argument(
+        "--allow", choices=("exact", "close", "lossy"),
+        help="the worst a rule may do to the numbers: nothing, rounding, or more (default: the rule file's)",
+    )  # fmt: skip
+    command.add_argument(
+        "--require", metavar="PROOFS", type=_names, action="extend", default=[],
+        help="proofs that must pass before anything is written, separated by commas: "
+        "structure, parse, parity, build, readback",
+    )  # fmt: skip
+    command.add_argument("--inputs", metavar="DATA", help="inputs for the parity: .npz, or Polygraphy's .json")
+    command.add_argument("--build", metavar="PLAN", help="also build an engine and write it there")
+    command.add_argument("--report", metavar="FILE", help="also write the whole report there, as JSON")
+    command.add_argument("--dry-run", action="store_true", help="show what would change; prove and write nothing")
+    command.add_argument("--diff", action="store_true", help="also show the changes node by node")
+    _add_format(command)
+    loudness = command.add_mutually_exclusive_group()
+    loudness.add_argument("-q", "--quiet", action="store_true", help="only the summary; no progress")
+    loudness.add_argument("-v", "--verbose", action="store_true", help="list every node of long groups")
+    command.set_defaults(run=_apply)
+
+
+def _add_rules(commands: Any) -> None:
+    group = commands.add_parser(
+        "rules",
+        help="list, show and test rules",
+        description="Rules are pairs of files: the rule, and its page, which is documentation and test in one.",
+        epilog="examples:\n"
+        "  onnxfix rules list\n"
+        "  onnxfix rules show resize-cubic\n"
+        "  onnxfix rules test resize-cubic my_rules/\n",
+    ).add_subparsers(title="commands", metavar="COMMAND", dest="rules_command", required=True)
+    listing = group.add_parser(
+        "list",
+        help="all shipped rules, one line each",
+        description="All shipped rules and rule files: what each finds, on which operators, how safe it is.",
+        epilog="examples:\n  onnxfix rules list\n  onnxfix rules list --format json\n",
+    )
+    _add_format(listing)
+    listing.set_defaults(run=_rules_list)
+    show = group.add_parser(
+        "show",
+        help="the page of a rule",
+        description="The page of a rule: what it finds, why a target refuses that, what changes, with cases.",
+        epilog="examples:\n  onnxfix rules show resize-cubic\n  onnxfix rules show resize-cubic > page.md\n",
+    )
+    show.add_argument("id", metavar="ID", help="a rule's name; `onnxfix rules list` shows them")
+    _add_format(show)
+    show.set_defaults(run=_rules_show)
+    test = group.add_parser(
+        "test",
+        help="run the cases on the pages of rules",
+        description="Run the cases on the pages of rules: what comes out, the numbers, TensorRT's parser.\n"
+        "Without arguments all shipped rules.",
+        epilog="examples:\n"
+        "  onnxfix rules test\n"
+        "  onnxfix rules test resize-cubic pad-fold\n"
+        "  onnxfix rules test my_rules/\n\n"
+        "exit status: 0 when all cases pass, 1 when one fails, 2 when the request is wrong\n",
+    )
+    test.add_argument("what", metavar="ID|DIR", nargs="*", help="a shipped rule, or a folder of rules")
+    _add_format(test)
+    test.set_defaults(run=_rules_test)
+
+
+def _add_doctor(commands: Any) -> None:
+    command = commands.add_parser(
+        "doctor",
+        help="which backends are here, which are not, and how to get them",
+        description="Which backends the proofs can use on this machine, which are missing, why, and how to get\n"
+        "them. An installed TensorRT is started and asked itself.",
+        epilog="examples:\n  onnxfix doctor\n  onnxfix doctor --format json\n",
+    )
+    _add_format(command)
+    command.set_defaults(run=_doctor)
+
+
+def _add_target(command: argparse.ArgumentParser, text: str) -> None:
+    command.add_argument(
+        "-t", "--target", metavar="T",
+        help=f"{text}: a board (jetson-nano), a JetPack (jetpack-4.6.1), a TensorRT (trt-8.2) or rtx-1.7; "
+        "a wrong name is answered with the known ones",
+    )  # fmt: skip
+
+
+def _add_format(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--format", choices=("text", "json"), default="text",
+        help="text: tables in a terminal, plain when piped; json: complete (default: text)",
+    )  # fmt: skip
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+# ---- commands ----
+
+
+def _run(argv: Sequence[str]) -> int:
+    args = _parser().parse_args(argv)
+    if args.version:
+        from onnxfix import __version__
+
+        print(f"onnxfix {__version__}")
+        return FINE
+    if args.command is None:
+        raise RequestError("no command; see onnxfix --help")
+    status: int = args.run(args)
+    return status
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    from onnxfix import api
+    from onnxfix.render import text
+
+    found = api.inspect(args.model, target=args.target)
+    _emit(args, found, lambda: text.inspection(found, args.verbose), args.output)
+    if found.verdict == "refused":
+        nodes = f"{found.refused} of {text.plural(found.nodes, 'node')}"
+        return _end(REFUSED, f"{found.target} does not take {args.model} as it is: {nodes}")
+    return FINE
+
+
+def _apply(args: argparse.Namespace) -> int:
+    from onnxfix import api
+    from onnxfix.render import diff, progress, text
+
+    with progress.shown(not args.quiet) as bar:
+        done = api.apply(
+            args.model,
+            rules=args.rules,
+            output=args.output,
+            target=args.target,
+            allow=args.allow,
+            dry_run=args.dry_run,
+            require=args.require,
+            inputs=args.inputs,
+            build_to=args.build,
+            report_to=args.report,
+            progress=bar,
+        )
+    _emit(args, done, lambda: text.summary(done) if args.quiet else text.report(done, args.verbose))
+    if args.diff and args.format == "text":
+        print()
+        diff.write(done.changes, sys.stdout)
+    status = api.exit_status(done)
+    return _end(status, _why(done)) if status else FINE
+
+
+def _why(done: Report) -> str:
+    """The one line that says why a run did not end well."""
+    stopped = [n for n in done.notes if n.startswith("nothing was written")]
+    failed = [c for c in done.checks if c.status.value == "failed"]
+    if stopped:
+        return stopped[0]
+    if done.remaining and not (done.verdict == "failed" and failed):
+        first = done.remaining[0]
+        more = f" and {len(done.remaining) - 1} more" if len(done.remaining) > 1 else ""
+        return f"{done.target} does not take {first.where}: {first.reason}{more}"
+    return f"{failed[0].name} failed: {failed[0].detail}" if failed else done.verdict
+
+
+def _rules_list(args: argparse.Namespace) -> int:
+    from onnxfix import catalog
+    from onnxfix.render import text
+
+    rules = list(_shipped().values())
+    sets = catalog.shipped_sets()
+    value = {"rules": [text.rule_facts(r) for r in rules], "sets": sets}
+    _emit(args, value, lambda: text.rules(rules, sets))
+    return FINE
+
+
+def _rules_show(args: argparse.Namespace) -> int:
+    from onnxfix import page
+    from onnxfix.render import layout, text
+
+    rule = _rule(args.id, _shipped())
+    assert rule.page is not None  # the catalog loads no rule without its page
+    found = page.read(rule.page)
+    if args.format == "json":
+        _emit(args, {**text.rule_facts(rule), "text": found.text}, lambda: ())
+    else:
+        layout.write_markdown(found.text, sys.stdout)
+    return FINE
+
+
+def _rules_test(args: argparse.Namespace) -> int:
+    from onnxfix import catalog, ruletest
+    from onnxfix.render import progress, text
+
+    known = dict(_shipped())
+    chosen: dict[str, Rule] = {}
+    for what in args.what:
+        if os.path.isdir(what):
+            folder = catalog.load_folder(Path(what))
+            if not folder:
+                raise RequestError(f"{what}: holds no rules")
+            known.update(folder)
+            chosen.update(folder)
+        else:
+            chosen[what] = _rule(what, known)
+    rules = list((chosen if args.what else known).values())
+    results: list[CaseResult] = []
+    with progress.shown() as bar:
+        for number, rule in enumerate(rules):
+            if bar:
+                bar("testing rules", number, len(rules))
+            results += ruletest.run_page(rule, known)
+    _emit(args, results, lambda: text.cases(results))
+    failed = [r for r in results if r.problems]
+    if failed:
+        cases = text.plural(len(failed), "case")
+        return _end(REFUSED, f"{cases} failed, first {failed[0].rule}:{failed[0].line}: {failed[0].problems[0]}")
+    return FINE
+
+
+def _shipped() -> Mapping[str, Rule]:
+    from onnxfix import catalog
+
+    return catalog.load_folder(catalog.shipped())
+
+
+def _rule(identity: str, known: Mapping[str, Rule]) -> Rule:
+    if identity in known:
+        return known[identity]
+    import difflib
+
+    close = difflib.get_close_matches(identity, known, 1)
+    hint = f"did you mean '{close[0]}'?" if close else "`onnxfix rules list` shows them"
+    raise RuleError(f"no rule '{identity}'; {hint}")
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from onnxfix import api
+    from onnxfix.render import text
+
+    found = api.doctor()
+    _emit(args, found, lambda: text.doctor(found))
+    return FINE
+
+
+def _emit(
+    args: argparse.Namespace, value: Any, blocks: Callable[[], Iterable[Block]], output: str | None = None
+) -> None:
+    """Write `value` as JSON or its `blocks` as text, to standard output or whole to a file."""
+    from onnxfix.model import write_atomic
+    from onnxfix.render import json, layout
+
+    if args.format == "json":
+        text = f"{json.dumps(value)}\n"
+    elif output:
+        text = layout.plain(blocks())
+    else:
+        layout.write(blocks(), sys.stdout)
+        return
+    if output:
+        write_atomic(Path(output), text.encode("utf-8", "backslashreplace"))
+    else:
+        sys.stdout.write(text)

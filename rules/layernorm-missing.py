@@ -1,0 +1,27 @@
+from onnxfix import emit
+from onnxfix.lowering import norm
+from onnxfix.rule import Context, Edit, Node, Rule, Safety, Skip
+
+
+class LayerNormMissing(Rule):
+    ops = ("LayerNormalization",)
+    safety = Safety.CLOSE
+
+    def match(self, node: Node, ctx: Context) -> int:
+        rank = node.graph.rank(node.input(0))
+        if rank is None:
+            raise Skip(f"the rank of '{node.input(0)}' is not known")
+        norm.working_dtype(node.graph, node.input(0))
+        return rank
+
+    def rewrite(self, node: Node, rank: int, edit: Edit, ctx: Context) -> None:
+        x, scale, bias = (*node.inputs, "")[:3]
+        dtype = node.graph.dtype(x)
+        work = norm.working_dtype(node.graph, x)
+        axes = range(node.attr("axis") % rank, rank)
+        y, mean, root = norm.standardize(edit, emit.cast(edit, x, work), axes, node.attr("epsilon"), work)
+        y = edit.add("Mul", [emit.cast(edit, y, dtype), scale])
+        if bias:
+            y = edit.add("Add", [y, bias])
+        spread = edit.add("Reciprocal", [root]) if node.output(2) else ""
+        edit.replace_node(node, y, mean, spread)
