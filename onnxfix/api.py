@@ -141,7 +141,7 @@ def _prove_and_write(
                 continue
             if progress:
                 progress(name, len(checks), None)
-            checks.append(_check(name, draft.path, plan, report, ruleset, inputs))
+            checks.append(_check(name, draft.path, plan, replace(report, checks=tuple(checks)), ruleset, inputs))
         report = replace(report, checks=tuple(checks), output_sha256=draft.sha256())
         report = replace(
             report,
@@ -171,8 +171,11 @@ def _check(
         return prove.parity(
             source, path, safety=worst, inputs=Path(inputs) if inputs else None, tolerances=ruleset.tolerances
         )
-    settings: Mapping[str, object] = ruleset.build
-    return prove.build(path, plan, build.BuildOptions(**settings))  # type: ignore[arg-type]
+    # Dynamic axes are built at a size that is known to work: the first at which the original ran.
+    parity = report.check("parity")
+    sizes: list[dict[str, int]] = parity.figures.get("sizes", []) if parity else []
+    dims = {symbol: (size, size, size) for symbol, size in sizes[0].items()} if sizes else {}
+    return prove.build(path, plan, build.BuildOptions(dims=dims, **ruleset.build))
 
 
 def _findings(graph: Graph, goal: matrix.Target, ruleset: RuleSet) -> tuple[Finding, ...]:

@@ -8,7 +8,9 @@ became clearer get another look. Changes are bounded, so rules that chase each o
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import contextlib
+import gc
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -187,6 +189,15 @@ def run(
     """
     context = Context(target, judge, options or {})
     state = _Run(graph, rules, context, allow)
+    with _collector_paused():
+        _rounds(state, graph, progress)
+    state.outcome.skipped = [
+        s for (_, subject), s in state.skips.items() if isinstance(subject, Graph) or subject.live
+    ]
+    return state.outcome
+
+
+def _rounds(state: _Run, graph: Graph, progress: Progress | None) -> None:
     types: dict[str, bytes] = {}
     for first in (True, *[False] * 30):
         if first:
@@ -208,10 +219,18 @@ def run(
         )
         if not state.queue and not changed:
             break
-    state.outcome.skipped = [
-        s for (_, subject), s in state.skips.items() if isinstance(subject, Graph) or subject.live
-    ]
-    return state.outcome
+
+
+@contextlib.contextmanager
+def _collector_paused() -> Iterator[None]:
+    """An index is millions of live objects and no garbage: the collector would walk them again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _refresh(graph: Graph) -> dict[str, bytes]:

@@ -165,6 +165,7 @@ class Graph:
         self._arrays: dict[str, np.ndarray] = {}
         self._orphans: set[str] = set()  # initializers whose last use an edit took away
         self._stale: set[str] = set()  # values whose declared type no longer holds
+        self._inlined: set[tuple[str, str]] = set()  # of the root: functions that calls were replaced by
         if kind == "function":
             self._opsets = {("" if o.domain == "ai.onnx" else o.domain): o.version for o in proto.opset_import}
             self.input_names: dict[str, int] = {n: i for i, n in enumerate(proto.input)}
@@ -409,6 +410,22 @@ class Graph:
         """
         for scope in (self.root, *self.root.functions.values()):
             scope._commit()
+        while self.root._drop_functions():
+            pass
+
+    def _drop_functions(self) -> bool:
+        """Remove functions that were inlined and that nothing calls any more. Cost: one walk, where any was inlined."""
+        if not self._inlined:
+            return False
+        called = {(n.domain, n.op) for scope in self.scopes() for n in scope.nodes()}
+        functions = self.model.proto.functions
+        gone = [i for i, f in enumerate(functions) if (f.domain, f.name) in self._inlined - called]
+        for i in reversed(gone):
+            key = (functions[i].domain, functions[i].name)
+            self._inlined.discard(key)
+            self.functions.pop(key, None)
+            del functions[i]
+        return bool(gone)
 
     def _commit(self) -> bool:
         changed = self._dirty
@@ -896,6 +913,29 @@ class Edit:
             _rename(copy, names, lambda n: self.graph.fresh(f"{label}/{n}"), define=True)
             self._insert(copy)
         return names
+
+    def inline_graph(
+        self,
+        scope: Graph,
+        values: dict[str, str],
+        attributes: dict[str, AttributeProto] | None = None,
+    ) -> dict[str, str]:
+        """Put a copy of what a body or a function holds, constants included, in front of the anchor.
+
+        As `inline`. A constant of the body that `values` maps is not copied again. A function that nothing calls any
+        more goes at the next commit. Raises Skip for sparse constants.
+        """
+        if scope._sparse:
+            raise Skip("it holds sparse constants")
+        scope._commit()
+        names = dict(values)
+        label = self.anchor.output(0) if self.anchor else self.graph.proto.name
+        for name, tensor in scope.initializers.items():
+            if name not in names:
+                names[name] = self.store(tensor, self.graph.fresh(f"{label}/{name}"))
+        if scope.kind == "function":
+            self.graph.root._inlined.add((scope.proto.domain, scope.proto.name))
+        return self.inline(scope.proto.node, names, attributes)
 
     # ---- ending ----
 

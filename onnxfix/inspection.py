@@ -19,7 +19,7 @@ from typing import Any
 import onnx
 from onnx import AttributeProto, TensorProto
 
-from onnxfix import matrix, shapes
+from onnxfix import matrix, names, shapes
 from onnxfix.errors import ModelError, RuleError, Skip
 from onnxfix.graph import Graph, Node
 from onnxfix.model import Model, external_field, external_path, is_external, nbytes, one_line
@@ -158,10 +158,11 @@ def inspect_model(
 ) -> Inspection:
     """Describe `model`, and with `target` what it refuses and which of `rules` would help.
 
-    Cost: one walk over the nodes; with a target also one shape inference and the judging of each node.
-    Raises ModelError for damaged weights that a judgement needs, RuleError for a rule that fails.
+    Cost: two walks over the nodes; with a target also one shape inference and the judging of each node.
+    Raises ModelError for a damaged model, RuleError for a rule that fails.
     """
     proto = model.proto
+    names.check(proto, model.path)
     survey = _Survey(model.directory)
     survey.graph(proto.graph, "", "graph", 0)
     for function in proto.functions:

@@ -164,13 +164,12 @@ def judge_graph(graph: Graph, target: Target, *, live_only: bool = False) -> Ite
     """
     matrix = _matrix(target.release)
     facts = Facts()
-    called: dict[Graph, None] = {}
-    for scope in _met(graph, called):
+    for scope in _met(graph, matrix):
         unused: set[Node] | None = None
         for node in scope.nodes():
             verdict = _judge(node, matrix, facts)
-            if verdict is None or (scope.root is not scope and _in_function(scope) and _open(verdict)):
-                continue
+            if verdict is None or (verdict.effect is Effect.UNDECIDED and _in_function(scope)):
+                continue  # no value in a function has a type before it is called: what hangs on types stays unsaid
             unused = _unused(scope) if unused is None else unused
             moot = "unused" if node in unused else "constant" if facts.folds(node) else ""
             if not (moot and live_only):
@@ -184,16 +183,16 @@ _MOOT = {
 }
 
 
-def _met(graph: Graph, called: dict[Graph, None]) -> Iterator[Graph]:
-    """The scopes the parser walks: this one, live bodies, then functions that are called."""
-    stack = [graph]
+def _met(graph: Graph, matrix: _Matrix) -> Iterator[Graph]:
+    """The scopes the parser walks: this one, live bodies, and functions that are called where it takes functions."""
+    stack, called = [graph], set()
     while stack:
         scope = stack.pop()
         yield scope
         for node in scope.nodes():
             function = scope.root.functions.get((node.domain, node.op))
-            if function is not None and function not in called:
-                called[function] = None
+            if function is not None and function not in called and matrix.functions:
+                called.add(function)
                 stack.append(function)
             if node.bodies:
                 taken = _branch_taken(node)
@@ -212,11 +211,6 @@ def _in_function(scope: Graph) -> bool:
     while scope.parent is not None:
         scope = scope.parent
     return scope.kind == "function"
-
-
-def _open(verdict: Verdict) -> bool:
-    # Inside a function no value has a type before the function is called: what hangs on types stays unsaid.
-    return verdict.effect is Effect.UNDECIDED
 
 
 def _unused(scope: Graph) -> set[Node]:

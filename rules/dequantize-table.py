@@ -12,6 +12,7 @@ _QUANTISED = (TensorProto.UINT8, TensorProto.INT8)
 
 class DequantizeTable(Rule):
     ops = ("Gather",)
+    when = "always"  # where the parser takes an INT8 table, the builder still fails on it
 
     def match(self, node: Node, ctx: Context) -> list[Node] | None:
         """The nodes from here to the DequantizeLinear nodes, these included, when nothing else reads the numbers."""
@@ -26,7 +27,7 @@ class DequantizeTable(Rule):
             for reader, index in graph.uses(here.output(0)):
                 if index != 0 or reader.domain:
                     return None
-                if reader.op in MOVES:
+                if reader.op in MOVES and len(reader.outputs) == 1:
                     open_.append(reader)
                 elif reader.op != "DequantizeLinear":
                     return None

@@ -7,7 +7,9 @@ class LayerNormMissing(Rule):
     ops = ("LayerNormalization",)
     safety = Safety.CLOSE
 
-    def match(self, node: Node, ctx: Context) -> int:
+    def match(self, node: Node, ctx: Context) -> int | None:
+        if ctx.supports(node.op) and all(node.graph.unused(o) for o in node.outputs[1:]):
+            return None  # refused for outputs that nothing reads: rule unused-output
         rank = node.graph.rank(node.input(0))
         if rank is None:
             raise Skip(f"the rank of '{node.input(0)}' is not known")
@@ -19,9 +21,9 @@ class LayerNormMissing(Rule):
         dtype = node.graph.dtype(x)
         work = norm.working_dtype(node.graph, x)
         axes = range(node.attr("axis") % rank, rank)
-        y, mean, root = norm.standardize(edit, emit.cast(edit, x, work), axes, node.attr("epsilon"), work)
-        y = edit.add("Mul", [emit.cast(edit, y, dtype), scale])
+        parts = norm.standardize(edit, emit.cast(edit, x, work), axes, node.attr("epsilon"), work)
+        y = edit.add("Mul", [emit.cast(edit, parts.result, dtype), scale])
         if bias:
             y = edit.add("Add", [y, bias])
-        spread = edit.add("Reciprocal", [root]) if node.output(2) else ""
-        edit.replace_node(node, y, mean, spread)
+        spread = edit.add("Reciprocal", [parts.root]) if node.output(2) else ""
+        edit.replace_node(node, y, parts.mean, spread)

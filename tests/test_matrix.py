@@ -456,6 +456,8 @@ def test_local_functions() -> None:
     assert found(called, "trt-8.2") == [("Double", Effect.REFUSED, "functions")]
     assert found(called, "trt-9.0") == found(called, "rtx") == []
     bad = FUNCTION % "Det"
+    refused = [("Double", Effect.REFUSED, "functions")]  # its body is never met
+    assert found(graph_of(X + "{ y = com.acme.Double(x) }", extra=bad), "trt-8.2") == refused
     assert found(graph_of(X + "{ y = com.acme.Double(x) }", extra=bad), "rtx") == [
         ("Det", Effect.REFUSED, "no-importer")
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from onnx import TensorProto
@@ -27,10 +28,17 @@ def constant(value: float, dtype: int) -> np.ndarray:
     return np.asarray(value, tensor_dtype_to_np_dtype(dtype))
 
 
-def standardize(
-    edit: Edit, x: str, axes: Sequence[int], epsilon: float, dtype: int
-) -> tuple[str, str, str]:
-    """(x - mean) / sqrt(variance + epsilon) over `axes`, of which x has `dtype`; also the mean and that root.
+class Standardized(NamedTuple):
+    """Names of values; all but `result` keep the reduced axes with size 1."""
+
+    result: str
+    mean: str
+    variance: str
+    root: str  # sqrt(variance + epsilon)
+
+
+def standardize(edit: Edit, x: str, axes: Sequence[int], epsilon: float, dtype: int) -> Standardized:
+    """(x - mean) / sqrt(variance + epsilon), mean and variance taken over `axes`; x is of `dtype`.
 
     The mean goes first, then the squares: E[x²] - E[x]² would cancel where the mean is large.
     """
@@ -38,7 +46,7 @@ def standardize(
     centred = edit.add("Sub", [x, mean])
     variance = emit.reduce(edit, "ReduceMean", edit.add("Mul", [centred, centred]), axes)
     root = edit.add("Sqrt", [edit.add("Add", [variance, constant(epsilon, dtype)])])
-    return str(edit.add("Div", [centred, root])), mean, str(root)
+    return Standardized(str(edit.add("Div", [centred, root])), mean, variance, str(root))
 
 
 def per_channel(edit: Edit, value: str, rank: int) -> str:

@@ -4,8 +4,9 @@
 sizes are known: the input index of each output position (nearest), or a matrix (linear, cubic). Two Resize nodes with
 the same maps compute the same, which is how `equal_form` finds another form of a node that a target takes.
 
-Coordinates are computed in float32 in ONNX Runtime's order of operations, whose numbers are the reference; weights in
-float64. Where the standard's own reference implementation means something else (not just rounding), `read` raises Skip.
+Coordinates are computed in float32, in ONNX Runtime's order of operations, whose numbers are the reference; weights in
+float64. Skip is raised where the standard's own reference implementation means something else: for a definition in
+`read`, for a position so close to a boundary that float32 and float64 differ in `indices` and `outside`.
 """
 
 from __future__ import annotations
@@ -28,15 +29,15 @@ from onnxfix.rule import Context
 # but for the clamping at both ends: what holds for these sizes holds for all.
 _TRIALS = (1, 2, 3, 4, 5, 7, 64)
 _EPS = 1e-6  # two matrices this close differ by rounding of the coordinates
+_TIE = 1e-6  # ONNX Runtime counts what is this close to the middle of two pixels as the middle (1.2x on)
 
 
 @dataclass(frozen=True)
 class Axis:
     size: int | None  # of the input
     out: int | None  # of the output
-    scale: np.float32 | None  # as given, or out / size
-    start: np.float32 = np.float32(0)  # region of interest, of tf_crop_and_resize
-    end: np.float32 = np.float32(1)
+    scale: Fraction | None  # as given, or out / size
+    roi: tuple[np.float32, np.float32] = (np.float32(0), np.float32(1))  # of tf_crop_and_resize
 
     @property
     def moved(self) -> bool:
@@ -84,7 +85,7 @@ def read(node: Node) -> Spec:
     given = _given(node, by, old)
     if given is not None and len(given) != len(chosen):
         raise Skip(f"it has {len(given)} {by} for {len(chosen)} axes")
-    axes = [Axis(d, d, np.float32(1)) for d in (_number(t) for t in dims)]
+    axes = [Axis(d, d, Fraction(1)) for d in (_number(t) for t in dims)]
     for position, i in enumerate(chosen):
         axes[i] = _axis(dims[i], given[position] if given else None, by)
     policy = "stretch" if old or by == "scales" else attr("keep_aspect_ratio_policy") or "stretch"
@@ -115,7 +116,7 @@ def _keep_aspect_ratio(axes: list[Axis], chosen: Sequence[int], policy: str) -> 
     scale = min(known) if policy == "not_larger" else max(known)
     for i in chosen:
         size = axes[i].size or 0
-        axes[i] = Axis(size, math.floor(float(scale * np.float32(size)) + 0.5), scale)
+        axes[i] = Axis(size, math.floor(scale * size + Fraction(1, 2)), scale)
 
 
 def _crop(node: Node, axes: Sequence[Axis], chosen: Sequence[int]) -> tuple[Axis, ...]:
@@ -123,7 +124,7 @@ def _crop(node: Node, axes: Sequence[Axis], chosen: Sequence[int]) -> tuple[Axis
     if roi is None or roi.size != 2 * len(chosen):
         raise Skip("the region of interest (roi) of tf_crop_and_resize is computed; make it a constant")
     ends = {i: (np.float32(roi[p]), np.float32(roi[p + len(chosen)])) for p, i in enumerate(chosen)}
-    return tuple(replace(a, start=ends[i][0], end=ends[i][1]) if i in ends else a for i, a in enumerate(axes))
+    return tuple(replace(a, roi=ends[i]) if i in ends else a for i, a in enumerate(axes))
 
 
 def _refuse_disputed(node: Node, spec: Spec) -> None:
@@ -133,16 +134,19 @@ def _refuse_disputed(node: Node, spec: Spec) -> None:
         if axis.size == 0 or axis.out == 0:
             raise Skip(f"axis {i} is empty")
         if axis.moved and axis.size is not None and axis.size == axis.out:
-            raise Skip(f"along axis {i} its scale of {axis.scale} leaves the size as it is: runtimes differ on what that means")
-        if not axis.moved and (axis.start, axis.end) != (0, 1):
+            raise Skip(f"along axis {i} its scale of {_text(axis.scale)} leaves the size as it is: runtimes differ on what that means")
+        if not axis.moved and [float(r) for r in axis.roi] != [0, 1]:
             raise Skip(f"along axis {i} it crops without scaling: runtimes differ on what that means")
         said = declared[i] if declared is not None and len(declared) == len(spec.axes) else None
         if isinstance(said, int) and axis.out is not None and said != axis.out:
             raise Skip(f"axis {i} of '{node.output(0)}' is declared as {said}, but comes out as {axis.out}")
         fraction = axis.static and abs(float(axis.scale or 1) * (axis.size or 0) - (axis.out or 0)) > 1e-3
-        if fraction and spec.transform in ("align_corners", "tf_crop_and_resize"):
+        if fraction and (
+            spec.transform in ("align_corners", "tf_crop_and_resize")
+            or (spec.transform == "pytorch_half_pixel" and axis.out == 1)
+        ):
             raise Skip(
-                f"{axis.size} times {axis.scale} along axis {i} is not a whole size, and runtimes differ on where the last "
+                f"{axis.size} times {_text(axis.scale)} along axis {i} is not a whole size, and runtimes differ on where the last "
                 f"position of {spec.transform} then lies; give sizes instead of scales"
             )
         if spec.transform == "pytorch_half_pixel" and axis.out == 1 and (spec.mode == "cubic" or spec.antialias):
@@ -169,9 +173,8 @@ def _number(term: Term | None) -> int | None:
     return None if term is None or term[1] is not None or term[0].denominator != 1 else term[0].numerator
 
 
-def _float32(value: Fraction) -> np.float32:
-    """Rounded once, as a float32 division of the two would be."""
-    return np.float32(value.numerator) / np.float32(value.denominator)
+def _text(scale: Fraction | None) -> str:
+    return f"{float(scale or 0):.6g}"
 
 
 def _axis(dim: Term, given: Term | None, by: str) -> Axis:
@@ -181,12 +184,12 @@ def _axis(dim: Term, given: Term | None, by: str) -> Axis:
     if by == "scales":
         if given[1] is not None:
             return Axis(size, None, None)
-        scale = _float32(given[0])
-        return Axis(size, None if size is None else int(scale * np.float32(size)), scale)
+        scale = Fraction(float(np.float32(given[0])))
+        return Axis(size, _scaled(size, scale), scale)
     out = _number(given)
     if given[1] != dim[1] or dim[0] == 0:
         return Axis(size, out, None)
-    return Axis(size, out, _float32(given[0] / dim[0]))
+    return Axis(size, out, given[0] / dim[0])
 
 
 def _given(node: Node, by: str, old: bool) -> list[Term | None] | None:
@@ -284,12 +287,11 @@ def _multiplied(a: Term | None, b: Term | None, divide: bool, whole: bool) -> Te
 # ---- the map of one axis ----
 
 
-def coordinates(spec: Spec, axis: Axis) -> np.ndarray:
-    """Where each output position lies in the input: float32[out]."""
+def coordinates(spec: Spec, axis: Axis, dtype: type[np.floating[Any]] = np.float32) -> np.ndarray:
+    """Where each output position lies in the input: dtype[out]."""
     assert axis.size is not None and axis.out is not None and axis.scale is not None
-    f = np.float32
-    x, scale, out, size = np.arange(axis.out, dtype=f), axis.scale, f(axis.out), f(axis.size)
-    half = f(0.5)
+    x, size, out = np.arange(axis.out, dtype=dtype), dtype(axis.size), dtype(axis.out)
+    scale, half = dtype(axis.scale), dtype(0.5)
     if spec.transform == "asymmetric":
         found = x / scale
     elif spec.transform == "align_corners":
@@ -304,18 +306,33 @@ def coordinates(spec: Spec, axis: Axis) -> np.ndarray:
         offset = size / 2 * (1 - out / (scale * size))
         found = np.float64(offset) + (x.astype(np.float64) + 0.5) / np.float64(scale) - 0.5
     elif spec.transform == "tf_crop_and_resize":
-        span = x * (axis.end - axis.start) * (size - 1)
-        middle = np.full(axis.out, 0.5 * float(axis.start + axis.end) * float(size - 1))
-        found = axis.start * (size - 1) + span / (out - 1) if axis.out > 1 else middle
+        start, end = dtype(axis.roi[0]), dtype(axis.roi[1])
+        span = x * (end - start) * (size - 1)
+        middle = np.full(axis.out, 0.5 * float(start + end) * float(size - 1))
+        found = start * (size - 1) + span / (out - 1) if axis.out > 1 else middle
     else:
         raise Skip(f"coordinate_transformation_mode '{spec.transform}' is none of Resize's")
-    return np.asarray(found, np.float32)
+    return np.asarray(found, dtype)
 
 
 def indices(spec: Spec, axis: Axis) -> np.ndarray:
     """Nearest: the input index of each output position: int64[out]."""
+    found = _rounded(spec, axis, np.float32)
+    differing = np.flatnonzero(found != _rounded(spec, axis, np.float64))
+    if len(differing):
+        raise Skip(
+            f"from {axis.size} to {axis.out} positions, position {differing[0]} lies so close to the border between two "
+            "pixels that runtimes choose differently; choose other sizes or another nearest_mode"
+        )
+    return found
+
+
+def _rounded(spec: Spec, axis: Axis, dtype: type[np.floating[Any]]) -> np.ndarray:
     assert axis.size is not None and axis.scale is not None
-    x = coordinates(spec, axis).astype(np.float64)
+    x = coordinates(spec, axis, dtype).astype(np.float64)
+    middle = np.floor(x) + 0.5
+    if dtype is np.float32:
+        x = np.where(np.abs(x - middle) < _TIE, middle, x)
     if spec.nearest == "floor" or (spec.nearest == "simple" and axis.scale >= 1):
         found = np.floor(x)
     elif spec.nearest in ("ceil", "simple"):
@@ -367,8 +384,11 @@ def outside(spec: Spec, axis: Axis) -> np.ndarray:
     assert axis.size is not None and axis.out is not None
     if spec.transform != "tf_crop_and_resize":
         return np.zeros(axis.out, bool)
-    x = coordinates(spec, axis)
-    return np.asarray((x < 0) | (x > axis.size - 1))
+    found, exact = ((x < 0) | (x > axis.size - 1) for x in (coordinates(spec, axis, d) for d in (np.float32, np.float64)))
+    if (found != exact).any():
+        raise Skip(f"the border of its region of interest falls on a pixel ({axis.size} to {axis.out} positions), and "
+                   "runtimes differ on whether that is outside; move the roi a little inwards")
+    return np.asarray(found)
 
 
 # ---- another form of the same ----
@@ -431,21 +451,23 @@ def _spec_of(form: Form, spec: Spec) -> Spec | None:
     if form.by == "scales":
         if any(a.scale is None for a in axes):
             return None
-        axes = tuple(replace(a, out=_scaled(a)) for a in axes)
+        axes = tuple(replace(a, scale=_stored(a.scale), out=_scaled(a.size, _stored(a.scale)) or a.out) for a in axes)
     by = spec.by if form.by == "given" else form.by
     return replace(spec, transform=form.transform, nearest=form.nearest, axes=axes, by=by, antialias=False)
 
 
-def _ratio(axis: Axis) -> np.float32 | None:
-    if axis.size is None:
-        return axis.scale
-    return np.float32(axis.out) / np.float32(axis.size)
+def _ratio(axis: Axis) -> Fraction | None:
+    return axis.scale if axis.size is None or axis.out is None else Fraction(axis.out, axis.size)
 
 
-def _scaled(axis: Axis) -> int | None:
-    if axis.size is None or axis.scale is None:
-        return axis.out
-    return int(axis.scale * np.float32(axis.size))
+def _stored(scale: Fraction | None) -> Fraction | None:
+    """What is left of a scale in the operator's float32 input."""
+    return None if scale is None else Fraction(float(np.float32(scale)))
+
+
+def _scaled(size: int | None, scale: Fraction | None) -> int | None:
+    """The output size of an axis by its scale, as ONNX Runtime computes it."""
+    return None if size is None or scale is None else int(np.float32(scale) * np.float32(size))
 
 
 def _same(spec: Spec, a: Axis, other: Spec, b: Axis, exact: bool) -> bool:
@@ -454,22 +476,22 @@ def _same(spec: Spec, a: Axis, other: Spec, b: Axis, exact: bool) -> bool:
         return a.moved == b.moved
     if a.static and b.static:
         return _same_map(spec, a, other, b, exact)
-    if spec.antialias or a.out != b.out or not _same_scale(a.scale, b.scale):
+    if spec.antialias or a.out != b.out or a.scale != b.scale:
         return False
     if spec.transform == "tf_crop_and_resize" or other.transform == "tf_crop_and_resize":
         return False
     if _plain(spec, a) == _plain(other, b) and (spec.mode != "nearest" or spec.nearest == other.nearest):
         return True
-    if a.scale is None or a.scale < 1 or a.scale != int(a.scale):
+    if a.scale is None or a.scale < 1 or a.scale.denominator != 1:
         return False
-    return all(
-        _same_map(spec, replace(a, size=n, out=n * int(a.scale)), other, replace(b, size=n, out=n * int(a.scale)), exact)
-        for n in _TRIALS
-    )
+    pairs = zip(_trials(a), _trials(b), strict=True)
+    return all(_same_map(spec, x, other, y, exact) for x, y in pairs)
 
 
-def _same_scale(a: np.float32 | None, b: np.float32 | None) -> bool:
-    return a == b if a is not None and b is not None else a is b
+def _trials(axis: Axis) -> Iterator[Axis]:
+    """An axis of whole scale and unknown size, at the trial sizes."""
+    scale = int(axis.scale or 1)
+    return (replace(axis, size=n, out=n * scale) for n in _TRIALS)
 
 
 def _plain(spec: Spec, axis: Axis) -> str:
@@ -479,10 +501,18 @@ def _plain(spec: Spec, axis: Axis) -> str:
 
 
 def _same_map(spec: Spec, a: Axis, other: Spec, b: Axis, exact: bool) -> bool:
-    if a.out != b.out or outside(spec, a).any() or outside(other, b).any():
+    if a.out != b.out:
         return False
-    if spec.mode == "nearest":
-        return bool(np.array_equal(indices(spec, a), indices(other, b)))
+    if spec.transform != other.transform or spec.nearest != other.nearest or a.scale != b.scale:
+        try:
+            if outside(spec, a).any() or outside(other, b).any():
+                return False
+            if spec.mode == "nearest":
+                return bool(np.array_equal(indices(spec, a), indices(other, b)))
+        except Skip:
+            return False
+    elif not spec.antialias:
+        return True
     if exact:
         # The target computes coordinates its own way: the same matrix must come from the same coordinates.
         return not spec.antialias and bool(np.array_equal(coordinates(spec, a), coordinates(other, b)))
@@ -493,8 +523,6 @@ def write(form: Form, node: Node, spec: Spec, edit: Edit) -> str:
     """Add the node in this form; returns the name of its output."""
     x = node.input(0)
     if node.op == "Upsample" or node.opset < 11:
-        if node.op == "Upsample" and node.opset < 9:
-            return str(edit.add("Upsample", [x], mode=node.attr("mode"), scales=[float(a.scale or 1) for a in spec.axes]))
         return str(edit.add(node.op, [x, _scales(spec)], mode=node.attr("mode")))
     crop = form.transform == "tf_crop_and_resize"
     return str(
@@ -514,7 +542,7 @@ def write(form: Form, node: Node, spec: Spec, edit: Edit) -> str:
 def _inputs(form: Form, node: Node, spec: Spec, edit: Edit, crop: bool) -> list[str | np.ndarray]:
     x = node.input(0)
     empty: str | np.ndarray = "" if node.opset >= 13 else np.zeros(0, np.float32)
-    roi = empty if not crop else np.array([*(a.start for a in spec.axes), *(a.end for a in spec.axes)], np.float32)
+    roi = empty if not crop else np.array([*(a.roi[0] for a in spec.axes), *(a.roi[1] for a in spec.axes)], np.float32)
     by = spec.by if form.by == "given" else form.by
     if form.by == "scales":
         value: str | np.ndarray = _scales(spec)
@@ -526,7 +554,7 @@ def _inputs(form: Form, node: Node, spec: Spec, edit: Edit, crop: bool) -> list[
 
 
 def _scales(spec: Spec) -> np.ndarray:
-    return np.array([a.scale for a in spec.axes], np.float32)
+    return np.array([float(a.scale or 1) for a in spec.axes], np.float32)
 
 
 def _widened(node: Node, by: str, edit: Edit) -> str:
@@ -555,11 +583,10 @@ def need_static(spec: Spec, axes: Sequence[int]) -> None:
 
 def whole_repeat(spec: Spec, axis: Axis) -> int:
     """How often a nearest Resize repeats each element along an axis, whatever its size; 0 when it does not do that."""
-    if axis.scale is None or axis.scale < 1 or axis.scale != int(axis.scale) or spec.transform == "tf_crop_and_resize":
+    if axis.scale is None or axis.scale < 1 or axis.scale.denominator != 1 or spec.transform == "tf_crop_and_resize":
         return 0
     k = int(axis.scale)
-    trials = (replace(axis, size=n, out=n * k) for n in _TRIALS)
-    return k if all(np.array_equal(indices(spec, a), np.arange(a.out or 0) // k) for a in trials) else 0
+    return k if all(np.array_equal(indices(spec, a), np.arange(a.out or 0) // k) for a in _trials(axis)) else 0
 
 
 def gathered(edit: Edit, x: str, spec: Spec) -> str:
@@ -623,3 +650,9 @@ def _extrapolated(edit: Edit, x: str, spec: Spec) -> str:
     if inside.all():
         return x
     return str(edit.add("Where", [inside, x, emit.scalar(edit, spec.extrapolation, x)]))
+
+
+def copied(node: Node, inputs: Sequence[str], edit: Edit) -> str:
+    """Add a copy of the node that reads other inputs; returns the name of its output."""
+    attributes = {a.name: node.attr(a.name) for a in node.proto.attribute}
+    return str(edit.add(node.op, list(inputs), **attributes))

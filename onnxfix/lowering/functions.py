@@ -1,0 +1,158 @@
+"""Bodies in place of what stands for them: branches, iterations, model-local functions, and the functions by which the
+ONNX standard itself defines operators."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+
+import onnx
+from onnx import AttributeProto, FunctionProto, NodeProto, TypeProto
+
+from onnxfix import folding
+from onnxfix.errors import Skip
+from onnxfix.graph import Edit, Graph, Node, schema
+from onnxfix.rule import Context
+
+# Operators that kept their signature and changed their meaning: opset from which the meaning holds.
+_NEW_MEANING = {
+    ("AveragePool", 19), ("BatchNormalization", 9), ("BatchNormalization", 14), ("Cast", 6), ("Flatten", 11),
+    ("Hardmax", 13), ("LogSoftmax", 13), ("Softmax", 13), ("GridSample", 20), ("Resize", 11), ("Upsample", 9),
+    ("Pad", 11), ("ScatterND", 13), ("ReduceSum", 13), ("DepthToSpace", 11),
+}  # fmt: skip
+
+
+@functools.cache
+def same_form(op: str, domain: str, before: int, after: int) -> bool:
+    """Whether a node of this operator is written alike, and means the same, at two opset versions of its domain."""
+    a, b = schema(op, domain, before), schema(op, domain, after)
+    if a is None or b is None:
+        return False
+    if a.since_version == b.since_version:
+        return True
+    low, high = sorted((a.since_version, b.since_version))
+    if any(name == op and low < version <= high for name, version in _NEW_MEANING):
+        return False
+    return _signature(a) == _signature(b)
+
+
+def _signature(found: onnx.defs.OpSchema) -> object:
+    attributes = {n: (str(a.type), a.default_value.SerializeToString()) for n, a in found.attributes.items()}
+    return [str(i.option) for i in found.inputs], [str(o.option) for o in found.outputs], attributes
+
+
+def replace_outputs(edit: Edit, node: Node, results: Sequence[str]) -> None:
+    """Replace a node's outputs by `results`, which may repeat one another."""
+    distinct: list[str] = []
+    for output, result in zip(node.outputs, results, strict=False):
+        again = result in distinct and output and not node.graph.unused(output)
+        distinct.append(str(edit.add("Identity", [result])) if again else result)
+    edit.replace_node(node, *distinct)
+
+
+def renameable(node: Node) -> bool:
+    """Whether no body hands an output of the node on as its own, so that other values can take their place."""
+    return not any(folding.returned(node.graph, o) for o in node.proto.output if o)
+
+
+def results_of(body: Graph, names: Mapping[str, str]) -> list[str]:
+    """What a body returns, in the names of the scope it was inlined into."""
+    return [names.get(v.name, v.name) for v in body.proto.output]
+
+
+# ---- functions ----
+
+
+def bind(node: Node, scope: FunctionProto) -> tuple[dict[str, str], dict[str, AttributeProto]]:
+    """The inputs and the attributes of a call, by the names they have in the function."""
+    attributes = {a.name: a for a in scope.attribute_proto}
+    for attribute in node.proto.attribute:
+        if attribute.ref_attr_name:
+            raise Skip(f"attribute '{attribute.name}' is a parameter of the function around it")
+        attributes[attribute.name] = attribute
+    return {name: node.input(i) for i, name in enumerate(scope.input)}, attributes
+
+
+def same_opsets(scope: FunctionProto, graph: Graph) -> None:
+    """Raises Skip where a function was written for opsets in which its nodes mean something else than in the model."""
+    versions = {("" if o.domain == "ai.onnx" else o.domain): o.version for o in scope.opset_import}
+    for proto in walk(scope.node):
+        domain = "" if proto.domain == "ai.onnx" else proto.domain
+        here, there = graph.opset(domain), versions.get(domain, 0)
+        if here == there or here == 0 or (domain, proto.op_type) in graph.root.functions:
+            continue
+        if not same_form(proto.op_type, domain, there, here):
+            raise Skip(
+                f"its body is written for opset {there}, and {proto.op_type} is another at opset {here}, which the model has"
+            )
+
+
+def walk(nodes: Sequence[NodeProto]) -> list[NodeProto]:
+    """Nodes and those in their bodies."""
+    found: list[NodeProto] = []
+    for proto in nodes:
+        found.append(proto)
+        for attribute in proto.attribute:
+            if attribute.type == AttributeProto.GRAPH:
+                found += walk(attribute.g.node)
+    return found
+
+
+# ---- operators that the standard defines by others ----
+
+
+@functools.cache
+def defined_by_function() -> tuple[str, ...]:
+    """Operators of ai.onnx that have a function body at some opset."""
+    found = (s for s in onnx.defs.get_all_schemas_with_history() if s.domain == "")
+    return tuple(sorted({s.name for s in found if s.has_function or s.has_context_dependent_function}))
+
+
+def standard_body(node: Node) -> FunctionProto:
+    """The function body of a node's operator, as the standard has it for the model's opset and the node's types.
+
+    Raises Skip when there is none for this opset, or when it hangs on types that are not known.
+    """
+    found = schema(node.op, node.domain, node.opset)
+    if found is None or not (found.has_function or found.has_context_dependent_function):
+        raise Skip(f"the standard defines {node.op} of opset {node.opset} by no other operators")
+    if found.has_function:
+        version = _version(found.function_opset_versions, node)
+        body = FunctionProto.FromString(found.get_function_with_opset_version(version))
+        defaults = {n: a.default_value for n, a in found.attributes.items() if a.default_value.type}
+        del body.attribute_proto[:]
+        body.attribute_proto.extend(defaults.values())
+        return body
+    types = [_type(node, name) for name in node.proto.input]
+    version = _version(found.context_dependent_function_opset_versions, node)
+    built = found.get_context_dependent_function_with_opset_version(version, node.proto.SerializeToString(), types)
+    body = FunctionProto.FromString(built)
+    if not body.node:
+        raise Skip(f"the standard has no body for this form of {node.op}")
+    return body
+
+
+def _version(versions: Sequence[int], node: Node) -> int:
+    older = [v for v in versions if v <= node.opset]
+    return max(older) if older else min(versions)  # `same_opsets` says whether a newer one will do
+
+
+def _type(node: Node, name: str) -> bytes:
+    if not name:
+        return TypeProto().SerializeToString()
+    found = node.graph.type_of(name)
+    if found is None:
+        raise Skip(f"its body hangs on the type of '{name}', which is not known")
+    return found.SerializeToString()
+
+
+def lacking(body: FunctionProto, ctx: Context, opset: int) -> list[str]:
+    """Operators of a body that the target has not, and that no body of their own replaces."""
+    missing: dict[str, None] = {}
+    for proto in walk(body.node):
+        if proto.op_type == "Constant" or ctx.supports(proto.op_type, proto.domain):
+            continue
+        found = schema(proto.op_type, proto.domain, opset)
+        if found is None or not (found.has_function or found.has_context_dependent_function):
+            missing[proto.op_type] = None
+    return list(missing)
