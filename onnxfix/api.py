@@ -13,21 +13,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from onnxfix import __version__, backends, build, catalog, engine, inspection, matrix, prove, shapes
+from onnxfix import __version__, backends, build, catalog, engine, inspection, matrix, prove, shapes, verdict
 from onnxfix.catalog import RuleSet
 from onnxfix.errors import RequestError
 from onnxfix.graph import Graph
 from onnxfix.model import Draft, Model, load, write_atomic
-from onnxfix.report import Check, Effect, Finding, Report, Safety, Status
-from onnxfix.rule import REWRITABLE
+from onnxfix.report import Check, Finding, Report, Safety, Status
 
 PathLike = str | os.PathLike[str]
 Progress = Callable[[str, int, int | None], None]  # (stage, done, of how many or None)
 
 CHECKS = ("structure", "parse", "parity", "build", "readback")
 DEFAULT_RULES = "jetson.yml"
-# A failed one of these means the rewriting itself went wrong: such a model is never written.
-_OURS = ("structure", "parity")
 
 
 def inspect(model: PathLike, *, target: str | None = None) -> inspection.Inspection:
@@ -108,7 +105,7 @@ def apply(
     )
     if dry_run:
         notes = (*report.notes, "dry run: nothing was proved or written")
-        report = replace(report, verdict=_verdict(report, goal), notes=notes)
+        report = replace(_judged(report, goal), notes=notes)
     else:
         report = _prove_and_write(
             report, loaded, goal, ruleset, destination, required, inputs, build_to, progress
@@ -143,11 +140,7 @@ def _prove_and_write(
                 progress(name, len(checks), None)
             checks.append(_check(name, draft.path, plan, replace(report, checks=tuple(checks)), ruleset, inputs))
         report = replace(report, checks=tuple(checks), output_sha256=draft.sha256())
-        report = replace(
-            report,
-            verdict=_verdict(report, goal),
-            notes=(*report.notes, *_disagreements(report, goal)),
-        )
+        report = _judged(report, goal)
         stopped = _stopped(report, required)
         if stopped:
             report = replace(report, output="", output_sha256="", notes=(*report.notes, f"nothing was written: {stopped}"))
@@ -208,63 +201,20 @@ def _check_places(source: Path, destination: Path, build_to: PathLike | None, re
             raise RequestError(f"{place}: cannot be written: no permission in {place.parent}")
 
 
-# ---- the verdict ----
+# ---- how it ended ----
 
 
-def _judged_by_parser(report: Report, goal: matrix.Target) -> Check | None:
-    """The parse check, when the parser at hand is the target's own: then it outranks the matrix."""
-    check = report.check("parse")
-    if check is None or check.status is Status.NOT_RUN:
-        return None
-    flavour, _, rest = check.by.partition(" ")
-    release = goal.release.removeprefix("rtx-")
-    same = flavour == ("tensorrt_rtx" if goal.release.startswith("rtx") else "tensorrt")
-    return check if same and rest.startswith(f"{release}.") else None
-
-
-def _verdict(report: Report, goal: matrix.Target) -> str:
-    """One word for the whole run.
-
-    failed: a proof of our own work failed · refused: the target does not take the model · unverified: something could
-    not be decided · accepted: the matrix takes it · proved: the target's own parser (or builder) takes it.
-    """
-    checks = {c.name: c.status for c in report.checks}
-    if any(checks.get(name) is Status.FAILED and not _inherited(report, name) for name in _OURS):
-        return "failed"
-    parser = _judged_by_parser(report, goal)
-    if parser is not None:
-        if parser.status is Status.FAILED or checks.get("build") is Status.FAILED:
-            return "refused"
-        return "proved"
-    if any(f.effect in REWRITABLE for f in report.remaining):
-        return "refused"
-    return "unverified" if report.remaining else "accepted"
-
-
-def _inherited(report: Report, name: str) -> bool:
-    check = report.check(name)
-    return check is not None and bool(check.figures.get("in_original"))
-
-
-def _disagreements(report: Report, goal: matrix.Target) -> tuple[str, ...]:
-    """Where the matrix of a target and that target's own parser differ: a finding about the matrix."""
-    parser = _judged_by_parser(report, goal)
-    if parser is None:
-        return ()
-    refused = [f for f in report.remaining if f.effect is Effect.REFUSED]
-    if parser.status is Status.PASSED and refused:
-        return (f"the matrix refuses {refused[0].where}, but {parser.by} takes the model: the matrix is too strict there",)
-    if parser.status is Status.FAILED and not any(f.effect in REWRITABLE for f in report.remaining):
-        return (f"the matrix takes the model, but {parser.by} does not: the matrix lacks a limit",)
-    return ()
+def _judged(report: Report, goal: matrix.Target) -> Report:
+    """The report with its verdict, and where the matrix and the target's own parser differ a note on that."""
+    judged = verdict.judge(goal, report.remaining, report.checks)
+    differ = verdict.disagreement(goal, report.remaining, report.checks)
+    return replace(report, verdict=judged.word, judged=judged.why, notes=(*report.notes, *([differ] if differ else [])))
 
 
 def _stopped(report: Report, required: Sequence[str]) -> str:
     """Why the output must not be written, "" when it may be."""
     for check in report.checks:
-        if check.status is Status.FAILED and (
-            check.name in required or (check.name in _OURS and not _inherited(report, check.name))
-        ):
+        if check.status is Status.FAILED and (check.name in required or verdict.is_broken(check)):
             return f"{check.name} failed: {check.detail}"
     for name in required:
         found = report.check(name)

@@ -879,6 +879,19 @@ class Edit:
 
         self._undo.append(undo)
 
+    def set_opset(self, version: int) -> None:
+        """Declare another opset for the main graph and its bodies. The nodes must be written for it."""
+        root = self.graph.root
+        entry = next(o for o in root.model.proto.opset_import if o.domain in ("", "ai.onnx"))
+        before = entry.version
+
+        def write(number: int) -> None:
+            entry.version = root.model.opsets[""] = number
+
+        write(version)
+        self._undo.append(lambda: write(before))
+        self.touched.update((node, None) for scope in root.walk() for node in scope.nodes())
+
     def forget_type(self, name: str) -> None:
         """Say that the type or shape of an existing value is no longer what it was."""
         self._forget(self.graph, [name])
@@ -996,7 +1009,11 @@ def _rename(proto: NodeProto, names: dict[str, str], fresh: Callable[[str], str]
             graph, inner = attribute.g, dict(names)
             values: list[Any] = [*graph.input, *graph.initializer]
             for value in values:
-                value.name = inner[value.name] = inner_name(value.name, names, inner, fresh)
+                before = value.name  # kept apart: targets are assigned from left to right
+                value.name = inner[before] = inner_name(before, names, inner, fresh)
+            for name in (o for node in graph.node for o in node.output):
+                if inner.get(name) == names.get(name):
+                    inner.pop(name, None)  # the body's own, whatever has that name around it
             for node in graph.node:
                 _rename(node, inner, fresh, define=True)
             for value in (*graph.output, *graph.value_info):

@@ -19,7 +19,7 @@ from typing import Any
 import onnx
 from onnx import AttributeProto, TensorProto
 
-from onnxfix import matrix, names, shapes
+from onnxfix import matrix, shapes, verdict
 from onnxfix.errors import ModelError, RuleError, Skip
 from onnxfix.graph import Graph, Node
 from onnxfix.model import Model, external_field, external_path, is_external, nbytes, one_line
@@ -162,7 +162,6 @@ def inspect_model(
     Raises ModelError for a damaged model, RuleError for a rule that fails.
     """
     proto = model.proto
-    names.check(proto, model.path)
     survey = _Survey(model.directory)
     survey.graph(proto.graph, "", "graph", 0)
     for function in proto.functions:
@@ -173,7 +172,7 @@ def inspect_model(
         judged = _judge_graph(shapes.index(model), target, rules)
         about = {
             "target": target.label,
-            "verdict": verdict(judged.findings),
+            "verdict": verdict.by_matrix(judged.findings),
             "findings": tuple(judged.findings),
             "skipped": tuple(judged.skipped),
             "graph_rules": tuple(judged.graph_rules),
@@ -325,10 +324,9 @@ def _range(tensor: TensorProto) -> tuple[int, int]:
 def _problem(location: str, tensor: TensorProto, ranges: list[tuple[int, int]], directory: Path) -> str:
     try:
         path = external_path(tensor, directory)
+        size = path.stat().st_size if path.is_file() else -1
     except ModelError:
         return "outside the model's folder: refused, and not looked at"
-    try:
-        size = path.stat().st_size if path.is_file() else -1
     except (OSError, ValueError):  # a name too long, or with a NUL
         size = -1
     if size < 0:
@@ -390,12 +388,6 @@ def _function(function: onnx.FunctionProto, ops: Iterable[OpCount]) -> Function:
 # ---- what the target refuses ----
 
 
-def verdict(findings: Iterable[Finding]) -> str:
-    """One word: refused, unverified (only limits that could not be decided, or plugins), accepted."""
-    effects = {f.effect for f in findings}
-    return "refused" if effects & REWRITABLE else "unverified" if effects else "accepted"
-
-
 def findings(
     graph: Graph,
     target: matrix.Target,
@@ -439,9 +431,13 @@ def _judge_graph(
             if _would_act(rule, node, node.where(), context, judged):
                 helpers.append(rule.id)
         judged.findings.append(
-            Finding(node.where(), found.effect, found.reason, target.by, found.evidence, tuple(helpers))
+            Finding(node.where(), found.effect, found.reason, target.by, found.evidence, tuple(helpers), found.limit)
         )
-    for rule in by_op.get("<graph>", ()) if verdicts else ():
+    for where, found in matrix.judge_interface(graph, target):
+        judged.findings.append(
+            Finding(where, found.effect, found.reason, target.by, found.evidence, limit=found.limit)
+        )
+    for rule in by_op.get("<graph>", ()) if judged.findings else ():
         places = [(s, Where("", "graph", graph=s.path)) for s in graph.scopes()]
         if any([_would_act(rule, scope, where, context, judged) for scope, where in places]):
             judged.graph_rules.append(rule.id)

@@ -292,6 +292,16 @@ def _static_test(_: Any) -> _ValueTest:
     return test
 
 
+def _made_by_test(ops: list[str]) -> _ValueTest:
+    def test(node: Node, name: str, facts: Facts) -> Answer:
+        producer = node.graph.producer(name)
+        if producer is None:
+            return False, "is stored" if node.graph.is_const(name) else "is an input of the graph"
+        return producer.domain == "" and producer.op in ops, f"is made by {producer.op}"
+
+    return test
+
+
 def _static_axis_test(attribute: str) -> _ValueTest:
     def test(node: Node, name: str, facts: Facts) -> Answer:
         size = _size(node, name, attribute)
@@ -328,6 +338,7 @@ _VALUE_TESTS: dict[str, Callable[[Any], _ValueTest]] = {
     "values_above": lambda bound: _values_test(lambda value: value > bound),
     "values_below": lambda bound: _values_test(lambda value: value < bound),
     "elements": _elements_test,
+    "made_by": _made_by_test,
     "static": _static_test,
     "static_axis": _static_axis_test,
 }
@@ -404,8 +415,27 @@ def _padded_dims(data: dict[str, Any]) -> Check:
     return check
 
 
+def _broadcast(data: dict[str, Any]) -> Check:
+    """The last axis of one input must be 1 or as long as some axis of another: [input, other input, its axis]."""
+    which, other, axis = data["last_axis_like"]
+
+    def check(node: Node, facts: Facts) -> Answer:
+        if not node.input(which):
+            return _TAKEN
+        shape, like = node.graph.shape(node.input(which)), node.graph.shape(node.input(other))
+        if not shape or like is None or not -len(like) <= axis < len(like):
+            return _OPEN
+        have, want = shape[-1], like[axis]
+        if have in (1, want) and have is not None:
+            return _TAKEN
+        return (False, f"{have} and {want}") if isinstance(have, int) and isinstance(want, int) else _OPEN
+
+    return check
+
+
 _SPECIAL: dict[str, Callable[[dict[str, Any]], Check]] = {
     "split": _split,
     "scaled_dims": _scaled_dims,
     "padded_dims": _padded_dims,
+    "last_axis_like": _broadcast,
 }

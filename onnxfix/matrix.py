@@ -19,12 +19,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import onnx
+from onnx import TensorProto
+
 from onnxfix.errors import TargetError
-from onnxfix.graph import Graph, Node
+from onnxfix.graph import Graph, Node, attribute_value, schema
 from onnxfix.limits import DTYPE, Check, Facts, check_of, dtypes, values
-from onnxfix.report import Effect
+from onnxfix.report import Effect, Where
 
 _DATA = Path(__file__).parent / "data"
+
+# A stored UINT8 tensor is read as INT32: as long as no node takes it, it harms nobody.
+_HARMLESS_STORED = frozenset({TensorProto.UINT8})
 
 # Worst first: the effect of the first one that hits is the node's.
 _SEVERITY = (
@@ -87,6 +93,10 @@ class Target:
     def takes_dtype(self, dtype: int) -> bool:
         """Whether tensors of this TensorProto.DataType may occur in a network at all."""
         return dtype not in _matrix(self.release).dtypes_refused
+
+    def narrows(self, dtype: int) -> bool:
+        """Whether the parser turns tensors of this TensorProto.DataType into a narrower one without an error."""
+        return dtype in _matrix(self.release).dtypes_narrowed
 
 
 # ---- targets ----
@@ -176,6 +186,40 @@ def judge_graph(graph: Graph, target: Target, *, live_only: bool = False) -> Ite
                 yield node, replace(verdict, moot=moot, reason=verdict.reason + _MOOT[moot])
 
 
+def judge_model(graph: Graph, target: Target) -> Iterator[tuple[Where, Verdict]]:
+    """All that the target does not fully take of a model: `judge_interface`, then `judge_graph`, by place."""
+    yield from judge_interface(graph, target)
+    yield from ((node.where(), verdict) for node, verdict in judge_graph(graph, target))
+
+
+def judge_interface(graph: Graph, target: Target) -> Iterator[tuple[Where, Verdict]]:
+    """What the parser refuses before it comes to the nodes: inputs and stored tensors that no node reads.
+
+    It imports all of them, wanted or not. Those that a node reads are in that node's verdict. The place has "input"
+    or "initializer" for an operator, and the tensor as its output.
+    """
+    matrix = _matrix(target.release)
+    for scope in _met(graph, matrix):
+        if scope.kind == "graph":
+            for info in scope.proto.input:
+                if scope.unused(info.name) and info.name not in scope.initializers:
+                    reason = matrix.not_taken(info.type)
+                    if reason:
+                        yield _unread("input", info.name, scope, reason, matrix)
+        for name, tensor in scope.initializers.items():
+            if not scope.unused(name) or tensor.data_type in _HARMLESS_STORED:
+                continue
+            reason = matrix.not_taken(onnx.helper.make_tensor_type_proto(tensor.data_type, tensor.dims))
+            if reason:
+                yield _unread("initializer", name, scope, reason, matrix)
+
+
+def _unread(kind: str, name: str, scope: Graph, reason: tuple[str, str], matrix: _Matrix) -> tuple[Where, Verdict]:
+    text, limit = reason
+    found = matrix.verdict(Effect.REFUSED, f"{text}, even where no node reads them: remove the {kind} '{name}'", limit)
+    return Where("", kind, outputs=(name,), graph=scope.path), replace(found, moot="unused")
+
+
 _MOOT = {
     "": "",
     "unused": "; nothing uses its result, so removing it is enough",
@@ -241,6 +285,8 @@ def _judge(node: Node, matrix: _Matrix, facts: Facts) -> Verdict | None:
             verdict = limit.check(node, facts, matrix)
             if verdict is not None:
                 verdicts.append(verdict)
+    if matrix.opsets and domain == "" and opset > matrix.opsets[1]:
+        verdicts.extend(matrix.too_new(node, limits))
     if not verdicts:
         return None
     verdicts.sort(key=lambda v: _SEVERITY.index(v.effect))
@@ -266,6 +312,7 @@ class _Limit:
     opset_min: int
     opset_max: int
     undecided: bool  # whether not knowing is worth a verdict
+    about: frozenset[str | int]  # attributes and inputs it looks at
 
     def check(self, node: Node, facts: Facts, matrix: _Matrix) -> Verdict | None:
         conditions = [c(node, facts)[0] for c in self.when]
@@ -293,7 +340,10 @@ class _Matrix:
     functions: bool
     rank_max: int
     dtypes_refused: frozenset[int]
+    dtypes_narrowed: frozenset[int]
     interface_only: frozenset[int]  # dtypes a network may have at its border but not inside
+    border_ops: frozenset[str]  # operators that may stand there between
+    constants_refused: frozenset[int]  # dtypes of which a constant may feed DequantizeLinear only
 
     def verdict(self, effect: Effect, reason: str, limit: str, basis: str = "") -> Verdict:
         known = f" ({basis})" if basis else ""
@@ -315,6 +365,38 @@ class _Matrix:
         reason = f"{name} has no importer for {domain}::{op}, and its library no plugin of that name"
         return self.verdict(Effect.REFUSED, reason, "no-importer")
 
+    def too_new(self, node: Node, limits: tuple[_Limit, ...]) -> Iterator[Verdict]:
+        """Attributes and inputs that came with an opset newer than the release, and that no limit looks at."""
+        assert self.opsets
+        newest = self.opsets[1]
+        known, now = schema(node.op, node.domain, newest), schema(node.op, node.domain, node.opset)
+        if known is None or now is None or known.since_version == now.since_version:
+            return
+        about = frozenset().union(*(x.about for x in limits))
+        names = [a.name for a in node.proto.attribute if a.name not in known.attributes and a.name not in about]
+        for name in names:
+            default = now.attributes[name].default_value if name in now.attributes else None
+            if default is None or not default.type or node.attr(name) != attribute_value(default):
+                yield self._newer(f"the attribute {name}", newest)
+        for index, name in enumerate(node.proto.input):
+            if name and index >= known.max_input and index not in about:
+                yield self._newer(f"input {index} ('{name}')", newest)
+
+    def _newer(self, what: str, newest: int) -> Verdict:
+        reason = f"not decided here: {what} is newer than opset {newest}, the newest of this release: it may be ignored"
+        return self.verdict(Effect.UNDECIDED, reason, "newer-opset", "inferred")
+
+    def not_taken(self, kind: onnx.TypeProto) -> tuple[str, str] | None:
+        """Why no tensor may be of this type, and the limit that says so; None when one may."""
+        if not kind.HasField("tensor_type"):
+            return "only tensors are taken, no sequences, optionals or maps", "no-tensor"
+        dtype, rank = kind.tensor_type.elem_type, len(kind.tensor_type.shape.dim)
+        if dtype in self.dtypes_refused:
+            return f"{DTYPE[dtype]} tensors are refused", "dtype"
+        if rank > self.rank_max:
+            return f"tensors have at most {self.rank_max} dimensions, not {rank}", "rank"
+        return None
+
     def dtypes_and_ranks(self, node: Node) -> list[Verdict]:
         """What holds for every operator: its outputs, and those inputs that no node makes."""
         graph = node.graph
@@ -332,21 +414,26 @@ class _Matrix:
             if dtype in self.dtypes_refused:
                 reason = f"{DTYPE[dtype]} tensors are refused ('{name}')"
                 found.append(self.verdict(Effect.REFUSED, reason, "dtype"))
-            elif dtype in self.interface_only and not _at_border(node, name):
+            elif dtype in self.interface_only and not _at_border(node, name, self.border_ops):
                 reason = f"{DTYPE[dtype]} is only taken at the network's border, next to a Cast ('{name}')"
                 found.append(self.verdict(Effect.REFUSED, reason, "dtype-inside"))
+            elif dtype in self.constants_refused and name in node.proto.input[:1] and graph.is_const(name):
+                if node.op not in _OWN_LIMITS:
+                    reason = f"a stored {DTYPE[dtype]} tensor may only feed DequantizeLinear ('{name}'): the build fails"
+                    found.append(self.verdict(Effect.BUILD_FAILS, reason, "quantized-constant", "probe"))
             if rank > self.rank_max:
                 reason = f"tensors have at most {self.rank_max} dimensions ('{name}' has {rank})"
                 found.append(self.verdict(Effect.REFUSED, reason, "rank"))
         return found
 
 
-def _at_border(node: Node, name: str) -> bool:
+_OWN_LIMITS = ("QuantizeLinear", "DequantizeLinear", "Constant")
+
+
+def _at_border(node: Node, name: str, ops: frozenset[str]) -> bool:
     graph = node.graph
-    if node.op in ("QuantizeLinear", "DequantizeLinear"):
-        return True  # these have limits of their own
-    if node.op not in ("Cast", "CastLike"):
-        return node.op == "Constant"
+    if node.op not in ops:
+        return node.op in _OWN_LIMITS
     if name not in node.proto.output:
         return True
     return graph.kind == "graph" and graph.is_output(name) and not graph.uses(name)
@@ -374,7 +461,10 @@ def _matrix(release: str) -> _Matrix:
         functions=rules["functions"],
         rank_max=rules["rank_max"],
         dtypes_refused=dtypes(rules["dtypes_refused"]),
+        dtypes_narrowed=dtypes(list(rules["dtypes_narrowed"])),
         interface_only=dtypes(rules["dtypes_interface_only"]),
+        border_ops=frozenset(rules.get("border_ops", ("Cast", "CastLike"))),
+        constants_refused=dtypes(rules.get("constants_dequantized_only", [])),
     )
 
 
@@ -399,4 +489,13 @@ def _limit(data: dict[str, Any]) -> _Limit:
         opset_min=data.get("opset_min", 0),
         opset_max=data.get("opset_max", 1 << 30),
         undecided=data.get("if_unknown", "undecided") == "undecided",
+        about=frozenset(_about(need) if need else ()),
     )
+
+
+def _about(need: dict[str, Any]) -> Iterator[str | int]:
+    for key in ("attr", "input"):
+        if key in need:
+            yield from need[key] if isinstance(need[key], list) else [need[key]]
+    if "split" in need:
+        yield "num_outputs"

@@ -17,6 +17,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import TensorProto, external_data_helper, numpy_helper
 
+from onnxfix import names
 from onnxfix.errors import ModelError, RequestError
 
 # protobuf refuses messages of 2 GiB; stay below it with room for what the caller adds.
@@ -105,6 +106,7 @@ def parse(data: bytes, name: object = "model") -> onnx.ModelProto:
         raise ModelError(f"{name}: not an ONNX model ({_looks_like(data)}); give a .onnx file")
     if not proto.opset_import:
         raise ModelError(f"{name}: the model imports no opset; it is damaged or of 2017, export it again")
+    names.check(proto, name)
     return proto
 
 
@@ -144,7 +146,7 @@ def external_path(tensor: TensorProto, directory: Path) -> Path:
     """
     location = external_field(tensor, "location")
     parts = PurePosixPath(location.replace("\\", "/"))
-    if not location or parts.is_absolute() or ".." in parts.parts or re.match(r"^[A-Za-z]:", location):
+    if not location or "\0" in location or parts.is_absolute() or ".." in parts.parts or re.match(r"^[A-Za-z]:", location):
         raise ModelError(
             f"external data of '{tensor.name}' points outside the model's folder ({location!r}); refused"
         )

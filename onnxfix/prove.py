@@ -123,7 +123,14 @@ def _findings(
         graph: Graph | None = Graph.of(load(path))
     except ModelError:
         graph = None
-    return tuple(Finding(_place(r, graph, node_where), _effect(r), _reason(r), by, _evidence(r)) for r in refusals)
+    return tuple(
+        Finding(_place(r, graph, node_where), _effect(r), _reason(r), by, _evidence(r), limit=_limit(r))
+        for r in refusals
+    )
+
+
+def _limit(refusal: trt.Refusal) -> str:
+    return f"parser/{refusal.code.lower().replace('_', '-')}"
 
 
 def _place(refusal: trt.Refusal, graph: Graph | None, node_where: Places | None) -> Where:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import json
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -73,6 +74,7 @@ class Finding:
     by: str  # e.g. "matrix trt-8.2" or "tensorrt_rtx 1.7.1"
     evidence: str = ""  # the matrix row or the parser's own code and words
     rules: tuple[str, ...] = ()  # ids of the rules that would help
+    limit: str = ""  # the limit of the matrix, e.g. "resize/mode", or "parser/" and the parser's code; stable
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ class Report:
     command: str
     model: str
     target: str
-    verdict: str
+    verdict: str  # see onnxfix/verdict.py
     onnxfix: str
     output: str = ""
     model_sha256: str = ""
@@ -129,12 +131,13 @@ class Report:
     skipped: tuple[Skipped, ...] = ()
     checks: tuple[Check, ...] = ()
     notes: tuple[str, ...] = ()
+    judged: str = ""  # who gave the verdict, for which target, and what is missing, in one sentence
 
     def check(self, name: str) -> Check | None:
         return next((c for c in self.checks if c.name == name), None)
 
     def to_json(self) -> str:
-        return json.dumps(to_dict(self), indent=2, ensure_ascii=False)
+        return json.dumps(to_dict(self), indent=2, ensure_ascii=False, allow_nan=False)
 
     @staticmethod
     def from_json(text: str) -> Report:
@@ -144,7 +147,10 @@ class Report:
 
 
 def to_dict(value: Any) -> Any:
-    """Dataclasses, enums and tuples as plain JSON values."""
+    """Dataclasses, enums, tuples and numpy scalars as plain JSON values.
+
+    Numbers that JSON has no word for (infinities, NaN) become the strings "inf", "-inf" and "nan".
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, enum.Enum):
@@ -153,6 +159,10 @@ def to_dict(value: Any) -> Any:
         return [to_dict(v) for v in value]
     if isinstance(value, dict):
         return {str(k): to_dict(v) for k, v in value.items()}
+    if hasattr(value, "item"):  # a numpy scalar among the figures of a check
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
     return value
 
 

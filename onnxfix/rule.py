@@ -64,6 +64,10 @@ class Target(Protocol):
         """Whether tensors of this TensorProto.DataType may occur in a network at all."""
         ...
 
+    def narrows(self, dtype: int) -> bool:
+        """Whether the parser turns tensors of this TensorProto.DataType into a narrower one without an error."""
+        ...
+
 
 @dataclass
 class Context:

@@ -29,14 +29,14 @@ class BatchNormTraining(Rule):
         work = norm.working_dtype(node.graph, x)
         edit.note = "it normalises by the batch at hand, as training does; if that is a mistake, export after model.eval()"
         source = emit.cast(edit, x, work)
-        parts = norm.standardize(edit, source, axes, node.attr("epsilon"), work)
+        parts = norm.standardize(edit, source, axes, node.attr("epsilon"), work, ctx)
         y = edit.add("Mul", [emit.cast(edit, parts.result, dtype), norm.per_channel(edit, scale, rank)])
         y = edit.add("Add", [y, norm.per_channel(edit, bias, rank)])
         keep = np.asarray(node.attr("momentum"), norm.constant(0, dtype).dtype)
         statistics = []
         for old, new, output in zip(running, (parts.mean, parts.variance), node.outputs[1:], strict=False):
             if not node.graph.unused(output):
-                now = emit.cast(edit, emit.squeeze(edit, new, axes), dtype)
+                now = emit.cast(edit, emit.reshape(edit, new, [-1]), dtype)
                 blend = [edit.add("Mul", [old, keep]), edit.add("Mul", [now, (1 - keep).astype(keep.dtype)])]
                 statistics.append(edit.add("Add", blend))
             else:

@@ -1,7 +1,7 @@
 import math
 
 from onnxfix import emit
-from onnxfix.lowering import window
+from onnxfix.lowering import norm, window
 from onnxfix.rule import Context, Edit, Node, Rule, Safety, Skip
 
 _MOST_TAPS = 256
@@ -14,7 +14,7 @@ class ConvWeights(Rule):
     def match(self, node: Node, ctx: Context) -> tuple[window.Window, tuple[int, ...], list[int]] | None:
         graph, weights = node.graph, node.input(1)
         source = graph.producer(weights)
-        if graph.is_const(weights) or node.input(2) or (source is not None and source.op == "DequantizeLinear"):
+        if graph.is_const(weights) or (source is not None and source.op == "DequantizeLinear"):
             return None
         if node.op == "ConvTranspose":
             raise Skip("its weights are computed; TensorRT takes that from 8.5 on")
@@ -44,7 +44,10 @@ class ConvWeights(Rule):
         columns = emit.reshape(edit, columns, [0, groups, taps * depth, places])
         rows = emit.reshape(edit, node.input(1), [groups, maps // groups, depth, taps])
         rows = emit.reshape(edit, emit.transpose(edit, rows, [0, 1, 3, 2]), [1, groups, maps // groups, taps * depth])
-        edit.replace_node(node, emit.reshape(edit, edit.add("MatMul", [rows, columns]), [0, maps, *out]))
+        y = emit.reshape(edit, edit.add("MatMul", [rows, columns]), [0, maps, *out])
+        if node.input(2):
+            y = edit.add("Add", [y, norm.per_channel(edit, node.input(2), len(out) + 2)])
+        edit.replace_node(node, y)
 
     def shifted(self, edit: Edit, x: str, offsets: tuple[int, ...], geometry: window.Window) -> str:
         """One element of every window. Steps of 1 leave ends negative, so that only whole windows count."""

@@ -20,7 +20,7 @@ class GroupNormMissing(Rule):
         dtype = graph.dtype(x)
         work = norm.working_dtype(graph, x)
         y = emit.reshape(edit, emit.cast(edit, x, work), [0, groups, -1])
-        y = norm.standardize(edit, y, [2], node.attr("epsilon"), work).result
+        y = norm.standardize(edit, y, [2], node.attr("epsilon"), work, ctx).result
         y = emit.cast(edit, y, dtype)
         if node.opset < 21:  # one scale and one bias for each group
             y = self.scaled(edit, y, scale, bias, 3)

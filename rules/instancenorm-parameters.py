@@ -25,6 +25,6 @@ class InstanceNormParameters(Rule):
         x, scale, bias = node.inputs
         dtype = node.graph.dtype(x)
         work = norm.working_dtype(node.graph, x)
-        parts = norm.standardize(edit, emit.cast(edit, x, work), range(2, rank), node.attr("epsilon"), work)
+        parts = norm.standardize(edit, emit.cast(edit, x, work), range(2, rank), node.attr("epsilon"), work, ctx)
         y = edit.add("Mul", [emit.cast(edit, parts.result, dtype), norm.per_channel(edit, scale, rank)])
         edit.replace_node(node, edit.add("Add", [y, norm.per_channel(edit, bias, rank)]))

@@ -21,7 +21,7 @@ class LayerNormMissing(Rule):
         dtype = node.graph.dtype(x)
         work = norm.working_dtype(node.graph, x)
         axes = range(node.attr("axis") % rank, rank)
-        parts = norm.standardize(edit, emit.cast(edit, x, work), axes, node.attr("epsilon"), work)
+        parts = norm.standardize(edit, emit.cast(edit, x, work), axes, node.attr("epsilon"), work, ctx)
         y = edit.add("Mul", [emit.cast(edit, parts.result, dtype), scale])
         if bias:
             y = edit.add("Add", [y, bias])

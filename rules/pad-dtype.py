@@ -1,4 +1,4 @@
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 from onnxfix import emit
 from onnxfix.rule import Context, Edit, Node, Rule
@@ -11,8 +11,12 @@ class PadDtype(Rule):
     ops = ("Pad",)
 
     def match(self, node: Node, ctx: Context) -> int | None:
-        dtype = node.graph.dtype(node.input(0))
-        return dtype if dtype in _NARROW else None
+        graph, x = node.graph, node.input(0)
+        dtype = graph.dtype(x)
+        if dtype not in _NARROW:
+            return None
+        cast = Node(helper.make_node("Cast", [x], ["wide"], to=TensorProto.INT32), graph)
+        return None if ctx.refused(cast) else dtype  # a target without the dtype has no Cast from it either
 
     def rewrite(self, node: Node, dtype: int, edit: Edit, ctx: Context) -> None:
         inputs = node.inputs

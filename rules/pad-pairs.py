@@ -17,9 +17,6 @@ class PadPairs(Rule):
         if node.opset < 11:
             return None
         graph, name = node.graph, node.input(1)
-        known = graph.known(name)
-        if known is not None and None not in known:
-            return None  # fixed amounts need no chain at all: constant folding
         chain: list[Node] = []
         while len(chain) < _STEPS:
             step = graph.producers.get(name)
@@ -27,10 +24,13 @@ class PadPairs(Rule):
                 break
             chain.append(step)
             name = step.input(0)
-        shape = graph.shape(name)
-        if not any(n.op == "Reshape" for n in chain) or shape is None or len(shape) != 1 or not isinstance(shape[0], int):
-            return None
-        index: np.ndarray | None = np.arange(shape[0])
+        shape, values = graph.shape(name), graph.known(name)
+        length = shape[0] if shape is not None and len(shape) == 1 else None
+        if not isinstance(length, int):
+            length = len(values) if values is not None else None
+        if length is None or graph.is_const(name) or not any(n.op == "Reshape" for n in chain):
+            return None  # from a constant the whole chain folds
+        index: np.ndarray | None = np.arange(length)
         for step in reversed(chain):
             index = _MOVES[step.op](graph, step, index) if index is not None else None
         return (name, index) if index is not None and index.ndim == 1 else None

@@ -1,11 +1,10 @@
-import math
 
 from onnx import TensorProto
 
 from onnxfix import emit
 from onnxfix.graph import Graph
 from onnxfix.lowering import resize
-from onnxfix.rule import Context, Edit, Node, Rule, Skip
+from onnxfix.rule import Context, Edit, Node, Rule
 
 _SMALL = (TensorProto.BOOL, TensorProto.UINT8, TensorProto.INT8, TensorProto.UINT16, TensorProto.INT16)
 _LARGE = (TensorProto.INT32, TensorProto.INT64, TensorProto.UINT32, TensorProto.UINT64)

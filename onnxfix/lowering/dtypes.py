@@ -9,12 +9,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from onnx import TensorProto, helper
+import onnx
+from onnx import NodeProto, TensorProto, helper, numpy_helper
 
+from onnxfix import shapes
 from onnxfix.errors import Skip
-from onnxfix.graph import Edit, Graph, Node
+from onnxfix.graph import Edit, Graph, Node, schema
+from onnxfix.model import Model
+from onnxfix.rule import Context
 
 Range = tuple[float, float]  # inclusive bounds, possibly infinite
 
@@ -51,6 +57,7 @@ MOVES = frozenset(
 
 _DEPTH = 24  # producers looked at before giving up
 _READ = 1 << 22  # elements up to which a constant's values are looked at
+_FEW = 1024  # elements up to which a constant goes along when the matrix is asked about a node
 
 
 def dtype_range(dtype: int) -> Range | None:
@@ -202,6 +209,21 @@ def _cast(node: Node, depth: int) -> Range | None:
     return inner if within(inner, bounds) else bounds
 
 
+def _modulus(node: Node, depth: int) -> Range | None:
+    divisor = whole_range(node.graph, node.input(1), depth)
+    if node.attr("fmod") or divisor is None or divisor[0] != divisor[1] or divisor[0] <= 0:
+        return None
+    return (0, divisor[0] - 1)
+
+
+def _counted(_: Node, __: int) -> Range:
+    return (0, (1 << 31) - 1)  # no tensor has more elements on these targets
+
+
+def _resized(node: Node, depth: int) -> Range | None:
+    return whole_range(node.graph, node.input(0), depth) if node.attr("mode") == "nearest" else None
+
+
 def _product_sum(node: Node, depth: int) -> Range | None:
     """Conv and MatMul of whole numbers with constant weights: bounds by the weights' absolute sums."""
     if node.op == "Conv" and node.input(2):
@@ -237,6 +259,10 @@ _RANGES: dict[str, Callable[[Node, int], Range | None]] = {
     "Relu": _relu,
     "Clip": _clip,
     "Cast": _cast,
+    "Mod": _modulus,
+    "Sign": lambda node, depth: (-1, 1),
+    **dict.fromkeys(("Shape", "Size", "ArgMax", "ArgMin", "NonZero"), _counted),
+    "Resize": _resized,
     "Conv": _product_sum,
     "MatMul": _product_sum,
 }  # fmt: skip
@@ -301,3 +327,179 @@ _WIDER = frozenset(
         (TensorProto.FLOAT, TensorProto.DOUBLE),
     }
 )
+
+
+# ---- running a node in another dtype ----
+
+# What a node does with the numbers of its data inputs decides what may be proved of its results.
+_KEEPS = MOVES | {
+    "ArgMax", "ArgMin", "Clip", "Compress", "Concat", "Equal", "GlobalMaxPool", "Greater", "GreaterOrEqual", "Less",
+    "LessOrEqual", "Max", "MaxPool", "Min", "NonZero", "OneHot", "Pad", "ReduceMax", "ReduceMin", "Resize",
+    "ReverseSequence", "ScatterElements", "ScatterND", "TopK", "Trilu", "Upsample", "Where",
+}  # fmt: skip
+_COUNTS = frozenset({"Abs", "Add", "Div", "MatMul", "Mod", "Mul", "Neg", "ReduceSum", "Sub"})
+
+
+@dataclass(frozen=True)
+class Recast:
+    """A node's data inputs and outputs, the dtype to run it in, and whether its results must be wrapped around."""
+
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    own: int
+    other: int
+    wraps: bool = False
+
+
+def recast(node: Node, dtypes: frozenset[int], ctx: Context) -> Recast | None:
+    """How a node that is refused for one of `dtypes` can run in another, with the same results.
+
+    None when it isn't that dtype the node is refused for. Raises Skip when no dtype that the target takes can be
+    shown to give the same numbers.
+    """
+    group = _typed_alike(node, dtypes)
+    if group is None or node.op not in _KEEPS | _COUNTS or not _plain(node):
+        return None
+    inputs, outputs, own = group
+    ranges = [whole_range(node.graph, node.input(i)) for i in inputs]
+    if any(r is None for r in ranges):
+        return None
+    result = _result_range(node, [r for r in ranges if r is not None])
+    taken = [d for d in _others(node, inputs, own) if not ctx.refused(_alone(node, inputs, d))]
+    if not taken:
+        return None
+    for other in taken:
+        found = _fits(node, own, other, [*ranges, result], ctx)
+        if found is not None:
+            return Recast(inputs, outputs, own, other, found)
+    names = ", ".join(map(dtype_name, taken))
+    raise Skip(f"{dtype_name(own)} is refused here, and its numbers may not all fit in {names}; limit them with Clip")
+
+
+def run_in(node: Node, how: Recast, edit: Edit) -> list[str]:
+    """The node again, in the other dtype, between casts. Returns its outputs in the dtypes they had."""
+    inputs = [as_dtype(edit, name, how.other) if i in how.inputs else name for i, name in enumerate(node.inputs)]
+    attributes = {a.name: node.attr(a.name) for a in node.proto.attribute}
+    if node.op == "Cast":
+        attributes["to"] = how.other
+    names = [o and edit.graph.fresh(f"{o}/{dtype_name(how.other).lower()}") for o in node.outputs]
+    found = edit.add(node.op, inputs, outputs=names, **attributes)
+    outputs = [found] if isinstance(found, str) else list(found)
+    for i in how.outputs:
+        if i < len(outputs) and outputs[i]:
+            value = wrap(edit, outputs[i], how.own, how.other) if how.wraps else outputs[i]
+            outputs[i] = str(edit.add("Cast", [value], to=how.own))
+    return outputs
+
+
+def wrap(edit: Edit, x: str, own: int, other: int) -> str:
+    """Whole numbers of integer dtype `other`, wrapped around as dtype `own` would."""
+    low, high = _BOUNDS[own]
+    kind = np.dtype(helper.tensor_dtype_to_np_dtype(other))
+    shifted = str(edit.add("Sub", [x, np.asarray(low, kind)])) if low else x
+    rest = str(edit.add("Mod", [shifted, np.asarray(high - low + 1, kind)]))
+    return str(edit.add("Add", [rest, np.asarray(low, kind)])) if low else rest
+
+
+def can_wrap(own: int, ctx: Context) -> bool:
+    """Whether `wrap` can be written for the target, for numbers of `own` computed in INT32."""
+    return ctx.supports("Mod") and within(_BOUNDS.get(own), (-(1 << 16), 1 << 16))
+
+
+def _typed_alike(node: Node, dtypes: frozenset[int]) -> tuple[tuple[int, ...], tuple[int, ...], int] | None:
+    """Inputs and outputs that share the type of the first input of one of `dtypes`, and that dtype."""
+    found = schema(node.op, node.domain, node.opset)
+    if found is None:
+        return None
+
+    def kind(formal: Sequence[Any], index: int) -> str:
+        return str(formal[min(index, len(formal) - 1)].type_str) if formal else ""
+
+    graph = node.graph
+    for i, name in enumerate(node.inputs):
+        own = graph.dtype(name) if name else 0
+        if own not in dtypes or "(" in kind(found.inputs, i):  # a fixed type, such as an index, is not data
+            continue
+        letter = kind(found.inputs, i)
+        inputs = tuple(k for k, n in enumerate(node.inputs) if n and kind(found.inputs, k) == letter)
+        outputs = tuple(k for k, n in enumerate(node.outputs) if n and kind(found.outputs, k) == letter)
+        if all(graph.dtype(node.input(k)) == own for k in inputs):
+            return inputs, outputs, own
+    return None
+
+
+def _plain(node: Node) -> bool:
+    """Whether the numbers are moved or computed as whole ones: no interpolation, no reduction on scattering."""
+    if node.op in ("Resize", "Upsample"):
+        return bool(node.attr("mode", "nearest") == "nearest" and not node.attr("antialias", 0))
+    if node.op in ("ScatterND", "ScatterElements"):
+        return node.attr("reduction", "none") == "none"
+    return not (node.op == "Mod" and node.attr("fmod", 0))
+
+
+def _others(node: Node, inputs: tuple[int, ...], own: int) -> list[int]:
+    """Dtypes to try, the one that saves casts first."""
+    graph = node.graph
+    made_of_float = any(graph.dtype(uncast(graph, node.input(i))) == TensorProto.FLOAT for i in inputs)
+    order = [TensorProto.INT32, TensorProto.FLOAT, TensorProto.INT64]
+    if made_of_float:
+        order = [TensorProto.FLOAT, TensorProto.INT32, TensorProto.INT64]
+    # FLOAT divides with a fraction, and Mod of it is another operator.
+    return [int(d) for d in order if d != own and not (d == TensorProto.FLOAT and node.op in ("Div", "Mod"))]
+
+
+def _fits(node: Node, own: int, other: int, ranges: Sequence[Range | None], ctx: Context) -> bool | None:
+    """Whether results must be wrapped, None when the numbers don't all fit in `other`."""
+    if not all(within(r, _holds(other)) for r in ranges):
+        return None
+    if within(ranges[-1], _BOUNDS[own]):
+        return False
+    return True if other == TensorProto.INT32 and can_wrap(own, ctx) else None
+
+
+def _result_range(node: Node, ranges: list[Range]) -> Range | None:
+    """Bounds of the results before any wrapping around."""
+    if node.op not in _COUNTS:
+        return _union(ranges)
+    a, b = ranges[0], ranges[-1]
+    most = max(abs(v) for r in ranges for v in r)
+    if node.op == "Add":
+        return a[0] + b[0], a[1] + b[1]
+    if node.op == "Sub":
+        return a[0] - b[1], a[1] - b[0]
+    if node.op == "Mul":
+        return _multiply(a, b)
+    if node.op in ("MatMul", "ReduceSum"):
+        terms = _terms(node)
+        bound = math.inf if terms is None else terms * (most if node.op == "ReduceSum" else max(map(abs, a)) * max(map(abs, b)))
+        return -bound, bound
+    return -most, most  # Neg, Abs, Div, Mod
+
+
+def _terms(node: Node) -> int | None:
+    """How many numbers enter one sum, None when that isn't known."""
+    shape = node.graph.static_shape(node.input(0))
+    if shape is None:
+        return None
+    return shape[-1] if node.op == "MatMul" and shape else math.prod(shape)
+
+
+def _alone(node: Node, inputs: tuple[int, ...], dtype: int) -> Node:
+    """The same node in a model of its own, its data inputs of another dtype: for asking the matrix about it."""
+    graph, proto = node.graph, NodeProto()
+    proto.CopyFrom(node.proto)
+    alone = onnx.ModelProto(ir_version=10, opset_import=[helper.make_opsetid("", graph.opset())])
+    alone.graph.name = "alone"
+    alone.graph.node.append(proto)
+    for i, name in enumerate(node.inputs):
+        kind, array = graph.type_of(name), graph.const(name) if graph.is_const(name) else None
+        if not name or name in {v.name for v in (*alone.graph.input, *alone.graph.initializer)}:
+            continue
+        if array is not None and array.size <= _FEW:
+            wanted = array.astype(helper.tensor_dtype_to_np_dtype(dtype)) if i in inputs else array
+            alone.graph.initializer.append(numpy_helper.from_array(np.asarray(wanted), name))
+        elif kind is not None:
+            info = alone.graph.input.add(name=name, type=kind)
+            info.type.tensor_type.elem_type = dtype if i in inputs else kind.tensor_type.elem_type
+    alone.graph.output.extend(onnx.ValueInfoProto(name=o) for o in node.outputs if o)
+    return next(shapes.index(Model(alone)).nodes())

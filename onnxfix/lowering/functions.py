@@ -14,31 +14,52 @@ from onnxfix.errors import Skip
 from onnxfix.graph import Edit, Graph, Node, schema
 from onnxfix.rule import Context
 
-# Operators that kept their signature and changed their meaning: opset from which the meaning holds.
+# Operators whose nodes can look alike and mean something else: the opset from which the new meaning holds.
 _NEW_MEANING = {
-    ("AveragePool", 19), ("BatchNormalization", 9), ("BatchNormalization", 14), ("Cast", 6), ("Flatten", 11),
-    ("Hardmax", 13), ("LogSoftmax", 13), ("Softmax", 13), ("GridSample", 20), ("Resize", 11), ("Upsample", 9),
-    ("Pad", 11), ("ScatterND", 13), ("ReduceSum", 13), ("DepthToSpace", 11),
+    ("AveragePool", 19), ("BatchNormalization", 9), ("BatchNormalization", 14), ("GridSample", 20), ("Resize", 11),
+    ("GroupNormalization", 21), ("Hardmax", 13), ("LogSoftmax", 13), ("Pad", 11), ("RoiAlign", 16), ("Softmax", 13),
+    ("Split", 18), ("Upsample", 9),
 }  # fmt: skip
+_OPTIONAL = onnx.defs.OpSchema.FormalParameterOption.Optional
 
 
-@functools.cache
-def same_form(op: str, domain: str, before: int, after: int) -> bool:
-    """Whether a node of this operator is written alike, and means the same, at two opset versions of its domain."""
-    a, b = schema(op, domain, before), schema(op, domain, after)
-    if a is None or b is None:
+def same_meaning(proto: NodeProto, before: int, after: int) -> bool:
+    """Whether a node written for one opset version of its domain is valid and means the same at another.
+
+    What a newer version adds must be optional, and an older version must have all that the node uses.
+    """
+    old, new = schema(proto.op_type, proto.domain, before), schema(proto.op_type, proto.domain, after)
+    if old is None or new is None:
         return False
-    if a.since_version == b.since_version:
+    if old.since_version == new.since_version:
         return True
-    low, high = sorted((a.since_version, b.since_version))
-    if any(name == op and low < version <= high for name, version in _NEW_MEANING):
+    low, high = sorted((old.since_version, new.since_version))
+    if any(op == proto.op_type and low < version <= high for op, version in _NEW_MEANING):
         return False
-    return _signature(a) == _signature(b)
+    if {a.name for a in proto.attribute} - set(new.attributes) or len(proto.input) > _most(new.inputs):
+        return False
+    if len(proto.output) > _most(new.outputs):
+        return False
+    older, newer = (old, new) if before < after else (new, old)
+    for name, attribute in older.attributes.items():
+        kept = newer.attributes.get(name)
+        if kept is None and after > before:
+            return False
+        if kept is not None and _default(kept) != _default(attribute):
+            return False
+    added = newer.inputs[len(older.inputs) :]
+    return all(i.option == _OPTIONAL for i in added) and not any(
+        a.required for n, a in newer.attributes.items() if n not in older.attributes
+    )
 
 
-def _signature(found: onnx.defs.OpSchema) -> object:
-    attributes = {n: (str(a.type), a.default_value.SerializeToString()) for n, a in found.attributes.items()}
-    return [str(i.option) for i in found.inputs], [str(o.option) for o in found.outputs], attributes
+def _most(parameters: Sequence[onnx.defs.OpSchema.FormalParameter]) -> int:
+    variadic = any(p.option == onnx.defs.OpSchema.FormalParameterOption.Variadic for p in parameters)
+    return 1 << 30 if variadic else len(parameters)
+
+
+def _default(attribute: onnx.defs.OpSchema.Attribute) -> bytes:
+    return attribute.default_value.SerializeToString()
 
 
 def replace_outputs(edit: Edit, node: Node, results: Sequence[str]) -> None:
@@ -81,7 +102,7 @@ def same_opsets(scope: FunctionProto, graph: Graph) -> None:
         here, there = graph.opset(domain), versions.get(domain, 0)
         if here == there or here == 0 or (domain, proto.op_type) in graph.root.functions:
             continue
-        if not same_form(proto.op_type, domain, there, here):
+        if not same_meaning(proto, there, here):
             raise Skip(
                 f"its body is written for opset {there}, and {proto.op_type} is another at opset {here}, which the model has"
             )
@@ -114,7 +135,7 @@ def standard_body(node: Node) -> FunctionProto:
     Raises Skip when there is none for this opset, or when it hangs on types that are not known.
     """
     found = schema(node.op, node.domain, node.opset)
-    if found is None or not (found.has_function or found.has_context_dependent_function):
+    if found is None or not has_body(node.op, node.domain, node.opset):
         raise Skip(f"the standard defines {node.op} of opset {node.opset} by no other operators")
     if found.has_function:
         version = _version(found.function_opset_versions, node)
@@ -146,13 +167,55 @@ def _type(node: Node, name: str) -> bytes:
     return found.SerializeToString()
 
 
+# Other rules take care of these where they stand in a body.
+_RESCUED = frozenset(
+    {"Constant", "IsInf", "IsNaN", "Mod", "OneHot", "Trilu", "ConcatFromSequence", "SequenceAt", "SequenceConstruct"}
+    | {"SequenceEmpty", "SequenceInsert", "SequenceLength"}
+)
+
+
 def lacking(body: FunctionProto, ctx: Context, opset: int) -> list[str]:
     """Operators of a body that the target has not, and that no body of their own replaces."""
     missing: dict[str, None] = {}
     for proto in walk(body.node):
-        if proto.op_type == "Constant" or ctx.supports(proto.op_type, proto.domain):
+        if proto.op_type in _RESCUED or ctx.supports(proto.op_type, proto.domain):
             continue
-        found = schema(proto.op_type, proto.domain, opset)
-        if found is None or not (found.has_function or found.has_context_dependent_function):
+        if not has_body(proto.op_type, proto.domain, opset):
             missing[proto.op_type] = None
     return list(missing)
+
+
+def has_body(op: str, domain: str, opset: int) -> bool:
+    """Whether the standard defines the operator by others."""
+    found = schema(op, domain, opset)
+    return found is not None and (found.has_function or found.has_context_dependent_function)
+
+
+def body_for(node: Node, ctx: Context) -> FunctionProto | None:
+    """The standard's body of a node, for a target that takes what is in it; None where its place can't be taken.
+
+    Raises Skip that says why there is none.
+    """
+    if not renameable(node):
+        return None
+    body = standard_body(node)
+    same_opsets(body, node.graph)
+    missing = lacking(body, ctx, node.opset)
+    if missing:
+        raise Skip(f"its definition needs {', '.join(missing)}, which the target has not either")
+    return body
+
+
+def write_out(node: Node, body: FunctionProto, edit: Edit, ctx: Context) -> None:
+    """Put a node's body in its place. Raises Skip when the target would not take it either."""
+    values, attributes = bind(node, body)
+    names = edit.inline(body.node, values, attributes)
+    if ctx.supports(node.op):
+        # The target has the operator and refuses this form of it: there, every node of the body must be taken.
+        for added in edit.added:
+            verdict = ctx.judge(added) if ctx.refused(added) and not has_body(added.op, added.domain, added.opset) else None
+            if verdict is not None:
+                raise Skip(f"its definition needs {added.op}, and {verdict.reason}")
+    count = f"{len(edit.added)} nodes" if len(edit.added) > 1 else "1 node"
+    edit.note = f"{node.op} is written out as the ONNX standard defines it: {count}"
+    replace_outputs(edit, node, [names.get(o, o) for o in body.output])

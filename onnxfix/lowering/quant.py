@@ -178,3 +178,54 @@ def is_value(graph: Graph, name: str, value: int) -> bool:
 
 def np_dtype(dtype: int) -> np.dtype:
     return np.dtype(helper.tensor_dtype_to_np_dtype(dtype))
+
+
+# ---- operators between quantised tensors ----
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """A quantised tensor with the one scale and zero point it goes by: value = (numbers - zero) * scale."""
+
+    name: str  # "" for a result that is still to come
+    scale: np.ndarray
+    zero: np.ndarray
+    dtype: int
+
+
+def quantised(node: Node, data: int, scale: int, zero: int) -> Quantised:
+    """The tensor at input `data` (-1: the output) with its constant parameters. Raises Skip when they aren't."""
+    graph = node.graph
+    factor, shift = graph.const(node.input(scale)), graph.const(node.input(zero)) if node.input(zero) else np.zeros((), np.uint8)
+    if factor is None or shift is None:
+        raise Skip("a scale or zero point is computed; make it constant")
+    dtype = int(helper.np_dtype_to_tensor_dtype(shift.dtype))
+    return Quantised(node.input(data) if data >= 0 else "", factor.astype(F32), shift, dtype)
+
+
+def real(edit: Edit, x: Quantised) -> str:
+    """The values a tensor with one scale stands for, in FLOAT."""
+    numbers = as_float(edit, x.name)
+    if x.zero.any():
+        numbers = str(edit.add("Sub", [numbers, x.zero.astype(F32).reshape(())]))
+    return str(edit.add("Mul", [numbers, x.scale.reshape(())]))
+
+
+def requantize(edit: Edit, sums: str, factor: np.ndarray, y: Quantised) -> str:
+    """Whole-valued FLOAT sums times a factor, rounded to `y`'s numbers, in its dtype."""
+    scaled = str(edit.add("Round", [str(edit.add("Mul", [sums, factor]))]))
+    return _placed(edit, scaled, y)
+
+
+def quantized(edit: Edit, values: str, y: Quantised) -> str:
+    """FLOAT values as `y`'s numbers, in its dtype."""
+    scaled = str(edit.add("Round", [str(edit.add("Div", [values, y.scale.reshape(())]))]))
+    return _placed(edit, scaled, y)
+
+
+def _placed(edit: Edit, whole: str, y: Quantised) -> str:
+    low, high = dtype_range(y.dtype) or (0, 255)
+    if y.zero.any():
+        whole = str(edit.add("Add", [whole, y.zero.astype(F32).reshape(())]))
+    whole = emit.clip(edit, whole, np.asarray(low, F32), np.asarray(high, F32))
+    return str(edit.add("Cast", [whole], to=y.dtype))

@@ -29,6 +29,7 @@ from onnxfix.rule import Context
 # but for the clamping at both ends: what holds for these sizes holds for all.
 _TRIALS = (1, 2, 3, 4, 5, 7, 64)
 _EPS = 1e-6  # two matrices this close differ by rounding of the coordinates
+_FAR = 1e-3  # coordinates this far apart don't make such matrices
 _TIE = 1e-6  # ONNX Runtime counts what is this close to the middle of two pixels as the middle (1.2x on)
 
 
@@ -90,6 +91,8 @@ def read(node: Node) -> Spec:
         axes[i] = _axis(dims[i], given[position] if given else None, by)
     policy = "stretch" if old or by == "scales" else attr("keep_aspect_ratio_policy") or "stretch"
     if policy != "stretch":
+        if min(node.attr("axes") or [0]) < 0:
+            raise Skip("runtimes differ on negative axes with keep_aspect_ratio_policy; count the axes from 0")
         _keep_aspect_ratio(axes, chosen, policy)
     spec = Spec(
         mode=mode,
@@ -134,25 +137,32 @@ def _refuse_disputed(node: Node, spec: Spec) -> None:
         if axis.size == 0 or axis.out == 0:
             raise Skip(f"axis {i} is empty")
         if axis.moved and axis.size is not None and axis.size == axis.out:
-            raise Skip(f"along axis {i} its scale of {_text(axis.scale)} leaves the size as it is: runtimes differ on what that means")
+            raise Skip(
+                f"along axis {i} its scale of {_text(axis.scale)} leaves the size as it is, "
+                "and runtimes differ on what that means; give sizes instead of scales"
+            )
         if not axis.moved and [float(r) for r in axis.roi] != [0, 1]:
-            raise Skip(f"along axis {i} it crops without scaling: runtimes differ on what that means")
+            raise Skip(f"along axis {i} it crops without scaling, and runtimes differ on what that means; use Slice")
         said = declared[i] if declared is not None and len(declared) == len(spec.axes) else None
         if isinstance(said, int) and axis.out is not None and said != axis.out:
-            raise Skip(f"axis {i} of '{node.output(0)}' is declared as {said}, but comes out as {axis.out}")
+            raise Skip(f"axis {i} is inferred as {said}, but runtimes make it {axis.out}; give sizes instead of scales")
         fraction = axis.static and abs(float(axis.scale or 1) * (axis.size or 0) - (axis.out or 0)) > 1e-3
         if fraction and (
             spec.transform in ("align_corners", "tf_crop_and_resize")
             or (spec.transform == "pytorch_half_pixel" and axis.out == 1)
         ):
             raise Skip(
-                f"{axis.size} times {_text(axis.scale)} along axis {i} is not a whole size, and runtimes differ on where the last "
-                f"position of {spec.transform} then lies; give sizes instead of scales"
+                f"{axis.size} times {_text(axis.scale)} along axis {i} is not a whole size, and runtimes differ on "
+                f"where {spec.transform} then puts the last position; give sizes instead of scales"
             )
-        if spec.transform == "pytorch_half_pixel" and axis.out == 1 and (spec.mode == "cubic" or spec.antialias):
-            raise Skip(f"runtimes differ on where pytorch_half_pixel puts the only position of axis {i}; use half_pixel")
+        single = axis.moved and axis.out == 1
+        if single and spec.transform == "pytorch_half_pixel" and (spec.mode == "cubic" or spec.antialias):
+            raise Skip(f"runtimes differ on where pytorch_half_pixel puts the only position of axis {i}")
     if spec.exclude_outside and (spec.mode == "nearest" or (spec.mode == "linear" and not spec.antialias)):
         raise Skip(f"exclude_outside has no meaning for mode '{spec.mode}' in ONNX Runtime; drop it")
+    crops = spec.transform == "tf_crop_and_resize"
+    if spec.mode == "cubic" and crops and any(i < len(spec.axes) - 2 for i in spec.moved):
+        raise Skip("a cubic crop of other axes than the last two goes wrong in ONNX Runtime; transpose them to the end")
     if spec.antialias and spec.mode == "nearest":
         raise Skip("antialias has no meaning for mode 'nearest'; drop it")
 
@@ -206,45 +216,58 @@ def _given(node: Node, by: str, old: bool) -> list[Term | None] | None:
     return found
 
 
-def terms(graph: Graph, name: str, depth: int = 40) -> list[Term | None] | None:
+def terms(graph: Graph, name: str, memo: dict[str, list[Term | None] | None] | None = None) -> list[Term | None] | None:
     """The elements of a 1-D (or 0-D) tensor of sizes or scales as multiples of dimensions, None each unknown one.
 
-    Rounding is left out of account: exact for dimensions below 2**24.
+    Rounding is left out of account: exact for dimensions below 2**24. Cost: the arithmetic above it.
     """
+    memo = {} if memo is None else memo
+    if name not in memo:
+        memo[name] = None  # stops a recursion without end
+        memo[name] = _terms(graph, name, memo)
+    return memo[name]
+
+
+def _terms(graph: Graph, name: str, memo: dict[str, list[Term | None] | None]) -> list[Term | None] | None:
+    if (graph.rank(name) or 0) > 1:
+        return None
     if graph.is_const(name):
         array = graph.const(name)
-        if array is None or array.ndim > 1 or array.size > 64 or array.dtype.kind not in "fiu":
+        if array is None or array.size > 64 or array.dtype.kind not in "fiu":
             return None
         return [(Fraction(v), None) if math.isfinite(v) else None for v in array.reshape(-1).tolist()]
-    node = graph.producer(name)
-    if node is None or node.domain or depth == 0 or node.output(0) != name:
-        return None
-    scope = node.graph
-    inputs = [terms(scope, n, depth - 1) if n else None for n in node.inputs] if node.op != "Shape" else []
-    known = scope.known(name)
+    known = graph.known(name)
     if known is not None and None not in known:
         return [(Fraction(v), None) for v in known if v is not None]
-    return _computed(node, inputs)
+    node = graph.producer(name)
+    if node is None or node.domain or node.op not in _ARITHMETIC or node.output(0) != name:
+        return None
+    if node.op == "Shape":
+        dims = _dims(node.graph, node.input(0))
+        return None if dims is None else [*dims[node.attr("start", 0) : node.attr("end", len(dims))]]
+    return _computed(node, [terms(node.graph, n, memo) if n else None for n in node.inputs])
+
+
+_ROUNDING = ("Floor", "Ceil", "Round")
+_KEEPING = ("Identity", "Unsqueeze", "Squeeze", "Reshape")
+_ARITHMETIC = {"Shape", "Concat", "Cast", "Gather", "Slice", "Mul", "Div", *_ROUNDING, *_KEEPING}
 
 
 def _computed(node: Node, inputs: list[list[Term | None] | None]) -> list[Term | None] | None:
     scope, first = node.graph, inputs[0] if inputs else None
-    if node.op == "Shape":
-        dims = _dims(scope, node.input(0))
-        return None if dims is None else [*dims[node.attr("start", 0) : node.attr("end", len(dims))]]
     if node.op == "Concat":
-        return [t for part in inputs for t in part] if all(p is not None for p in inputs) else None  # type: ignore[union-attr]
+        return None if None in inputs else [t for part in inputs for t in part or ()]
     if first is None:
         return None
-    if node.op in ("Identity", "Unsqueeze", "Squeeze", "Reshape"):
+    if node.op in _KEEPING:
         return first if (scope.rank(node.output(0)) or 0) <= 1 else None
-    if node.op in ("Floor", "Ceil", "Round") or (node.op == "Cast" and _is_integer(node.attr("to"))):
+    if node.op in _ROUNDING or (node.op == "Cast" and _is_integer(node.attr("to"))):
         return [t if t is not None and t[0].denominator == 1 else None for t in first]
     if node.op == "Cast":
         return first
     if node.op == "Gather":
-        at = scope.known(node.input(1))
-        return None if at is None else [first[i] if i is not None and -len(first) <= i < len(first) else None for i in at]
+        at, size = scope.known(node.input(1)), len(first)
+        return None if at is None else [first[i] if i is not None and -size <= i < size else None for i in at]
     if node.op == "Slice":
         return _sliced(node, first)
     if node.op in ("Mul", "Div") and inputs[1] is not None:
@@ -321,8 +344,8 @@ def indices(spec: Spec, axis: Axis) -> np.ndarray:
     differing = np.flatnonzero(found != _rounded(spec, axis, np.float64))
     if len(differing):
         raise Skip(
-            f"from {axis.size} to {axis.out} positions, position {differing[0]} lies so close to the border between two "
-            "pixels that runtimes choose differently; choose other sizes or another nearest_mode"
+            f"from {axis.size} to {axis.out} positions, position {differing[0]} lies so close to the border between "
+            "two pixels that runtimes choose differently; choose other sizes or another nearest_mode"
         )
     return found
 
@@ -384,10 +407,13 @@ def outside(spec: Spec, axis: Axis) -> np.ndarray:
     assert axis.size is not None and axis.out is not None
     if spec.transform != "tf_crop_and_resize":
         return np.zeros(axis.out, bool)
-    found, exact = ((x < 0) | (x > axis.size - 1) for x in (coordinates(spec, axis, d) for d in (np.float32, np.float64)))
+    single, double = coordinates(spec, axis), coordinates(spec, axis, np.float64)
+    found, exact = ((x < 0) | (x > axis.size - 1) for x in (single, double))
     if (found != exact).any():
-        raise Skip(f"the border of its region of interest falls on a pixel ({axis.size} to {axis.out} positions), and "
-                   "runtimes differ on whether that is outside; move the roi a little inwards")
+        raise Skip(
+            f"the border of its region of interest falls on a pixel ({axis.size} to {axis.out} positions), and "
+            "runtimes differ on whether that is outside; move the roi a little inwards"
+        )
     return np.asarray(found)
 
 
@@ -410,7 +436,9 @@ def equal_form(node: Node, spec: Spec, ctx: Context, *, exact: bool) -> Form | N
     """
     for form in _forms(node, spec):
         other = _spec_of(form, spec)
-        if other is None or not all(_same(spec, a, other, b, exact) for a, b in zip(spec.axes, other.axes, strict=True)):
+        if other is None:
+            continue
+        if not all(_same(spec, a, other, b, exact) for a, b in zip(spec.axes, other.axes, strict=True)):
             continue
         probe = Edit(node.graph, node, "")
         written = node.graph.producer(write(form, node, spec, probe))
@@ -428,7 +456,8 @@ def _forms(node: Node, spec: Spec) -> Iterator[Form]:
     if not policy:
         ways.insert(2 if not old and node.attr("axes") else 0, "given")
     if old:
-        yield Form(spec.transform, spec.nearest, "scales")
+        if node.opset >= 9:  # before, the scales are an attribute
+            yield Form(spec.transform, spec.nearest, "scales")
         return
     transforms = ["half_pixel", "pytorch_half_pixel", "align_corners"]
     roundings = [spec.nearest]
@@ -438,7 +467,9 @@ def _forms(node: Node, spec: Spec) -> Iterator[Form]:
     for transform in dict.fromkeys([spec.transform, *transforms]):
         for rounding in dict.fromkeys(roundings):
             for way in ways:
-                yield Form(transform, rounding, way)
+                # TensorRT's importer wants scales with tf_half_pixel_for_nn.
+                if transform != "tf_half_pixel_for_nn" or (spec.by if way == "given" else way) == "scales":
+                    yield Form(transform, rounding, way)
 
 
 def _spec_of(form: Form, spec: Spec) -> Spec | None:
@@ -513,9 +544,10 @@ def _same_map(spec: Spec, a: Axis, other: Spec, b: Axis, exact: bool) -> bool:
             return False
     elif not spec.antialias:
         return True
-    if exact:
+    apart = np.abs(coordinates(spec, a) - coordinates(other, b)).max()
+    if exact or apart > _FAR:
         # The target computes coordinates its own way: the same matrix must come from the same coordinates.
-        return not spec.antialias and bool(np.array_equal(coordinates(spec, a), coordinates(other, b)))
+        return not spec.antialias and bool(apart == 0)
     return bool(np.abs(weights(spec, a) - weights(other, b)).max() <= _EPS)
 
 

@@ -56,7 +56,13 @@ def read(node: Node) -> Window:
     ones = [1] * len(kernel)
     strides, dilations = node.attr("strides") or ones, node.attr("dilations") or ones
     begins, ends = _pads(node, kernel, strides, dilations)
-    return Window(tuple(kernel), tuple(strides), tuple(dilations), tuple(begins), tuple(ends))
+    window = Window(tuple(kernel), tuple(strides), tuple(dilations), tuple(begins), tuple(ends))
+    sizes = (node.graph.shape(node.input(0)) or ())[2:]
+    if node.op != "ConvTranspose" and any(
+        isinstance(s, int) and b + s + e < p for s, b, e, p in zip(sizes, begins, ends, window.spans, strict=False)
+    ):
+        raise Skip("its window is larger than the padded input")
+    return window
 
 
 def _pads(node: Node, kernel: list[int], strides: list[int], dilations: list[int]) -> tuple[list[int], list[int]]:
@@ -67,8 +73,8 @@ def _pads(node: Node, kernel: list[int], strides: list[int], dilations: list[int
     if auto == "VALID":
         return zeros, zeros
     sizes = spatial(node, node.input(0))
-    if node.op == "ConvTranspose" or sizes is None:
-        raise Skip(f"auto_pad is {auto} over sizes that are not known; export with explicit pads")
+    if node.op == "ConvTranspose" or sizes is None or any(d != 1 for d in dilations):
+        raise Skip(f"auto_pad is {auto}, which fixes the pads only for known sizes; export with explicit pads")
     begins, ends = [], []
     for size, k, s, d in zip(sizes, kernel, strides, dilations, strict=True):
         total = max(0, (-(-size // s) - 1) * s + (k - 1) * d + 1 - size)

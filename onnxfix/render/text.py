@@ -22,6 +22,7 @@ Item = TypeVar("Item")
 
 _WORST_FIRST = list(Effect)
 PLACES = 6  # listed before "and N more"
+ROWS = 20  # of tables that may have thousands
 
 
 def size(count: int) -> str:
@@ -47,14 +48,10 @@ def inspection(found: Inspection, verbose: bool = False) -> Iterator[Block]:
     yield _values("inputs", found.inputs)
     yield _values("outputs", found.outputs)
     if found.functions:
-        yield Table(
-            f"functions: {len(found.functions)}",
-            ("function", "inputs", "outputs", "nodes", "calls", "opsets"),
-            [_function(f) for f in found.functions],
-            frozenset({3, 4}),
-        )
+        columns = ("function", "inputs", "outputs", "nodes", "calls", "opsets")
+        yield _long("functions", columns, [_function(f) for f in found.functions], {3, 4}, verbose)
     yield from _weights(found)
-    yield from _ops(found)
+    yield from _ops(found, verbose)
     if found.target:
         yield from _target(found, verbose)
 
@@ -130,7 +127,17 @@ def _total(amounts: Sequence[Amount]) -> str:
     return f"{sum(a.count for a in amounts)} ({size(sum(a.bytes for a in amounts))})"
 
 
-def _ops(found: Inspection) -> Iterator[Block]:
+def _long(
+    title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]], right: set[int], verbose: bool
+) -> Table:
+    """A table that is cut when it is long, and then says so."""
+    if len(rows) <= ROWS or verbose:
+        return Table(f"{title}: {len(rows)}", columns, rows, frozenset(right))
+    head = f"{title}: the first {ROWS} of {len(rows)} (--verbose lists them)"
+    return Table(head, columns, rows[:ROWS], frozenset(right))
+
+
+def _ops(found: Inspection, verbose: bool) -> Iterator[Block]:
     deepest = max((len(c.depths) for c in found.ops), default=1)
     depths = [f"depth {d}" for d in range(deepest)] if deepest > 1 else []
     rows = []
@@ -143,7 +150,7 @@ def _ops(found: Inspection) -> Iterator[Block]:
     if inner:
         rows = [(s.path, s.kind, str(s.depth), str(s.nodes), str(s.initializers)) for s in inner]
         columns = ("scope", "kind", "depth", "nodes", "initializers")
-        yield Table(f"subgraphs and functions: {len(inner)}", columns, rows, frozenset({2, 3, 4}))
+        yield _long("subgraphs and functions", columns, rows, {2, 3, 4}, verbose)
 
 
 def _target(found: Inspection, verbose: bool) -> Iterator[Block]:

@@ -1,0 +1,65 @@
+from typing import Any
+
+
+from onnxfix import emit
+from onnxfix.lowering import quant
+from onnxfix.lowering.quant import Quantised
+from onnxfix.rule import Context, Edit, Node, Rule, Safety, Skip
+
+# Operators of one quantised tensor: what they are between DequantizeLinear and QuantizeLinear.
+_ONE = {
+    "QLinearSigmoid": ("Sigmoid", ()),
+    "QLinearLeakyRelu": ("LeakyRelu", ("alpha",)),
+    "QLinearGlobalAveragePool": ("GlobalAveragePool", ()),
+    "QLinearAveragePool": (
+        "AveragePool",
+        ("auto_pad", "ceil_mode", "count_include_pad", "kernel_shape", "pads", "strides"),
+    ),
+    "QLinearSoftmax": ("Softmax", ("axis",)),
+    "QLinearReduceMean": ("ReduceMean", ("axes", "keepdims")),
+}
+_TWO = {"QLinearAdd": "Add", "QLinearMul": "Mul"}
+
+
+class QLinearOther(Rule):
+    ops = tuple(f"com.microsoft::{op}" for op in (*_ONE, *_TWO, "QLinearConcat", "QLinearWhere"))
+    safety = Safety.LOSSY  # ties between two quanta may fall the other way
+
+    def match(self, node: Node, ctx: Context) -> tuple[list[Quantised], Quantised]:
+        quant.need_round(node, ctx)
+        if node.attr("channels_last", 0):
+            raise Skip("its channels lie last; save the model without ONNX Runtime's optimisation")
+        if node.op == "QLinearSoftmax" and (node.attr("opset", 13) < 13 or node.graph.opset() < 13):
+            raise Skip("it is a Softmax over flattened axes; convert the model to opset 13 first")
+        if node.op in _ONE:
+            return [quant.quantised(node, 0, 1, 2)], quant.quantised(node, -1, 3, 4)
+        if node.op in _TWO:
+            return [quant.quantised(node, 0, 1, 2), quant.quantised(node, 3, 4, 5)], quant.quantised(node, -1, 6, 7)
+        if node.op == "QLinearWhere":
+            return [quant.quantised(node, 1, 2, 3), quant.quantised(node, 4, 5, 6)], quant.quantised(node, -1, 7, 8)
+        parts = [quant.quantised(node, i, i + 1, i + 2) for i in range(2, len(node.inputs), 3)]
+        return parts, quant.quantised(node, -1, 0, 1)
+
+    def rewrite(self, node: Node, found: tuple[list[Quantised], Quantised], edit: Edit, ctx: Context) -> None:
+        inputs, y = found
+        values = [quant.real(edit, x) for x in inputs]
+        if node.op == "QLinearReduceMean":
+            result = self._mean(node, values[0], edit)
+        elif node.op in _ONE:
+            op, names = _ONE[node.op]
+            attributes: dict[str, Any] = {name: node.attr(name) for name in names if node.has_attr(name)}
+            result = str(edit.add(op, values, **attributes))
+        elif node.op in _TWO:
+            result = str(edit.add(_TWO[node.op], values))
+        elif node.op == "QLinearWhere":
+            result = str(edit.add("Where", [node.input(0), *values]))
+        else:
+            result = emit.concat(edit, values, node.attr("axis"))
+        edit.replace_node(node, quant.quantized(edit, result, y))
+
+    @staticmethod
+    def _mean(node: Node, values: str, edit: Edit) -> str:
+        axes = node.attr("axes", []) or []
+        if not axes:
+            return str(edit.add("ReduceMean", [values], keepdims=node.attr("keepdims", 1)))
+        return emit.reduce(edit, "ReduceMean", values, axes, node.attr("keepdims", 1))
