@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from onnxfix.errors import RuleError as RuleError
     from onnxfix.errors import Skip as Skip
     from onnxfix.errors import TargetError as TargetError
+    from onnxfix.gating import GateReport as GateReport
+    from onnxfix.gating import gate as gate
     from onnxfix.report import Report as Report
     from onnxfix.report import Safety as Safety
     from onnxfix.rule import Rule as Rule
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 _HOME = {
     "onnxfix.api": ("apply", "doctor", "exit_status", "inspect"),
     "onnxfix.errors": ("ModelError", "OnnxfixError", "RequestError", "RuleError", "Skip", "TargetError"),
+    "onnxfix.gating": ("GateReport", "gate"),
     "onnxfix.report": ("Change", "Check", "Finding", "Report", "Safety", "Skipped", "Status", "Where"),
     "onnxfix.rule": ("Context", "Edit", "Graph", "Node", "Rule"),
 }

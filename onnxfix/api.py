@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -143,7 +143,8 @@ def _prove_and_write(
         report = _judged(report, goal)
         stopped = _stopped(report, required)
         if stopped:
-            report = replace(report, output="", output_sha256="", notes=(*report.notes, f"nothing was written: {stopped}"))
+            notes = (*report.notes, f"nothing was written: {stopped}")
+            report = replace(report, output="", output_sha256="", notes=notes)
         else:
             draft.publish()
             if build_to and plan.is_file():

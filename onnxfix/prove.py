@@ -130,7 +130,7 @@ def _findings(
 
 
 def _limit(refusal: trt.Refusal) -> str:
-    return f"parser/{refusal.code.lower().replace('_', '-')}"
+    return f"parser/{refusal.code.lower().replace('_', '-') or 'error'}"
 
 
 def _place(refusal: trt.Refusal, graph: Graph | None, node_where: Places | None) -> Where:

@@ -81,7 +81,7 @@ def overruled(finding: Finding, checks: Sequence[Check]) -> bool:
 
 
 def disagreement(target: Target, findings: Iterable[Finding], checks: Sequence[Check]) -> str:
-    """Where the matrix of a target and that target's own parser differ: a finding about the matrix. "" if they don't."""
+    """Where the matrix and the target's own parser differ, which is a finding about the matrix; "" where they don't."""
     parser = own_parser(target, checks)
     if parser is None:
         return ""

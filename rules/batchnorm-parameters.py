@@ -1,4 +1,3 @@
-from onnxfix import emit
 from onnxfix.lowering import norm
 from onnxfix.rule import Context, Edit, Node, Rule, Safety, Skip
 

@@ -27,7 +27,7 @@ class BatchNormTraining(Rule):
         x, scale, bias, *running = node.inputs
         dtype, axes = node.graph.dtype(x), [0, *range(2, rank)]
         work = norm.working_dtype(node.graph, x)
-        edit.note = "it normalises by the batch at hand, as training does; if that is a mistake, export after model.eval()"
+        edit.note = "normalises by the batch at hand, as training does; if that is a mistake, export after model.eval()"
         source = emit.cast(edit, x, work)
         parts = norm.standardize(edit, source, axes, node.attr("epsilon"), work, ctx)
         y = edit.add("Mul", [emit.cast(edit, parts.result, dtype), norm.per_channel(edit, scale, rank)])

@@ -22,8 +22,9 @@ class ConvWeights(Rule):
         if shape is None or out is None:
             raise Skip("its weights are computed, and the sizes are not all known; freeze the dynamic axes")
         geometry = window.read(node)
-        if math.prod(geometry.kernel) > _MOST_TAPS:
-            raise Skip(f"its weights are computed, and a kernel of {math.prod(geometry.kernel)} elements is too large to unfold")
+        taps = math.prod(geometry.kernel)
+        if taps > _MOST_TAPS:
+            raise Skip(f"its weights are computed, and a kernel of {taps} elements is too large to unfold")
         if 0 in (*shape, *out):
             return None
         return geometry, shape, out

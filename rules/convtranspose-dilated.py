@@ -21,7 +21,8 @@ class ConvTransposeDilated(Rule):
         weights = node.graph.const(node.input(1))
         assert weights is not None
         wide = np.zeros((*weights.shape[:2], *geometry.spans), weights.dtype)
-        wide[(..., *(slice(None, None, d) for d in geometry.dilations))] = weights
+        places = (slice(None), slice(None), *(slice(None, None, d) for d in geometry.dilations))
+        wide[places] = weights
         edit.set_input(node, 1, wide)
         edit.set_attr(node, "dilations", None)
         edit.set_attr(node, "kernel_shape", list(geometry.spans))

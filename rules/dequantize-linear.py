@@ -4,24 +4,27 @@ from onnx import TensorProto
 
 from onnxfix import emit
 from onnxfix.lowering import quant
-from onnxfix.lowering.dtypes import as_float, dtype_range
+from onnxfix.lowering.dtypes import MOVES, as_float, dtype_name, dtype_range
 from onnxfix.rule import Context, Edit, Node, Rule, Safety, Skip
 
 
 class DequantizeLinear(Rule):
     ops = ("DequantizeLinear", "com.microsoft::DequantizeLinear")
     safety = Safety.CLOSE
+    when = "always"
 
     def match(self, node: Node, ctx: Context) -> bool | None:
         graph = node.graph
         if graph.is_const(node.input(0)):
             return None  # dequantize-constant's
+        if not ctx.refused(node) and not _lone(node):
+            return None
         dtype = graph.dtype(node.input(0))
         if dtype == TensorProto.UNDEFINED:
             raise Skip("the dtype of the quantised tensor is not known")
         bounds = dtype_range(dtype)
         if bounds is None or bounds[1] > 65535:
-            raise Skip(f"{TensorProto.DataType.Name(dtype)} numbers don't all fit in FLOAT; only a constant one can be turned")
+            raise Skip(f"{dtype_name(dtype)} numbers don't all fit in FLOAT; make the tensor constant")
         quant.scheme(node)
         return True
 
@@ -36,3 +39,14 @@ class DequantizeLinear(Rule):
             scale = emit.cast(edit, scale, TensorProto.FLOAT)
         values = str(edit.add("Mul", [numbers, scale]))
         edit.replace_node(node, values if dtype == TensorProto.FLOAT else str(edit.add("Cast", [values], to=dtype)))
+
+
+def _lone(node: Node) -> bool:
+    """Whether UINT8 numbers come from elsewhere than a QuantizeLinear: parsers take them in such pairs only."""
+    graph, name = node.graph, node.input(0)
+    if graph.dtype(name) != TensorProto.UINT8:
+        return False
+    maker = graph.producer(name)
+    while maker is not None and maker.op in MOVES and not maker.domain:
+        maker = graph.producer(maker.input(0))
+    return maker is None or maker.op != "QuantizeLinear"

@@ -9,6 +9,7 @@ from onnxfix.lowering.dtypes import FLOAT_EXACT
 from onnxfix.rule import Context, Edit, Graph, Node, Rule, Safety, Skip
 
 _DOUBLE, _FLOAT = TensorProto.DOUBLE, TensorProto.FLOAT
+_DTYPES = ("to", "dtype", "output_dtype")  # attributes that name a dtype; all others hold a tensor
 
 
 @dataclass
@@ -33,17 +34,13 @@ class DoubleInside(Rule):
             found.inputs = [i for i, v in enumerate(graph.proto.input) if _is_double(v) and graph.is_input(v.name)]
             found.outputs = [i for i, v in enumerate(graph.proto.output) if _is_double(v)]
         for node in graph.nodes():
-            for attribute in node.proto.attribute:
-                if attribute.type == AttributeProto.TENSOR and attribute.t.data_type == _DOUBLE:
-                    found.attributes.append((node, attribute.name))
-                elif attribute.name in ("to", "dtype", "output_dtype") and attribute.i == _DOUBLE:
-                    found.attributes.append((node, attribute.name))
+            found.attributes += [(node, a.name) for a in node.proto.attribute if _names_double(a)]
         if not (found.constants or found.attributes or found.inputs or found.outputs):
             return None
         for name in found.constants:
             _check(graph.const(name), name)
         for node, name in found.attributes:
-            if name not in ("to", "dtype", "output_dtype"):
+            if name not in _DTYPES:
                 _check(graph.model.array(node.attr(name)), node.output(0))
         return found
 
@@ -53,7 +50,7 @@ class DoubleInside(Rule):
             edit.replace(name, edit.const(array.astype(np.float32), f"{name}/float"))
         for node, name in found.attributes:
             value: Any = _FLOAT
-            if name not in ("to", "dtype", "output_dtype"):
+            if name not in _DTYPES:
                 value = numpy_helper.from_array(graph.model.array(node.attr(name)).astype(np.float32))
             edit.set_attr(node, name, int(value) if isinstance(value, int) else value)
         for index in found.inputs:
@@ -68,6 +65,12 @@ class DoubleInside(Rule):
 
 def _is_double(info: onnx.ValueInfoProto) -> bool:
     return bool(info.type.tensor_type.elem_type == _DOUBLE)
+
+
+def _names_double(attribute: AttributeProto) -> bool:
+    if attribute.type == AttributeProto.TENSOR:
+        return bool(attribute.t.data_type == _DOUBLE)
+    return attribute.name in _DTYPES and bool(attribute.i == _DOUBLE)
 
 
 def _check(array: np.ndarray | None, name: str) -> None:

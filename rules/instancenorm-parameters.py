@@ -1,3 +1,6 @@
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 from onnxfix import emit
 from onnxfix.lowering import norm
 from onnxfix.report import Effect
@@ -8,7 +11,7 @@ class InstanceNormParameters(Rule):
     ops = ("InstanceNormalization",)
     safety = Safety.CLOSE
     when = "always"  # because of the option
-    options = {"replace_plugin": False}
+    options: ClassVar[Mapping[str, Any]] = {"replace_plugin": False}
 
     def match(self, node: Node, ctx: Context) -> int | None:
         verdict = ctx.judge(node)

@@ -1,4 +1,5 @@
 from dataclasses import dataclass
+from typing import Optional
 
 import numpy as np
 import onnx
@@ -42,11 +43,14 @@ class _Weights:
     zero: np.ndarray  # [directions], of the values' dtype
 
 
+_Found = tuple[_Weights, _Weights, Optional[np.ndarray]]  # of the input, of the state, and the bias
+
+
 class DynamicQuantizeLSTM(Rule):
     ops = ("com.microsoft::DynamicQuantizeLSTM",)
     safety = Safety.CLOSE
 
-    def match(self, node: Node, ctx: Context) -> tuple[_Weights, _Weights, np.ndarray | None]:
+    def match(self, node: Node, ctx: Context) -> _Found:
         quant.need_round(node, ctx)
         if not ctx.supports("Scan"):
             raise Skip("the target has no Scan; use the float model instead")
@@ -63,7 +67,7 @@ class DynamicQuantizeLSTM(Rule):
             raise Skip("the bias is computed; make it constant")
         return _weights(node.graph, node, 1, 8), _weights(node.graph, node, 2, 10), bias
 
-    def rewrite(self, node: Node, found: tuple[_Weights, _Weights, np.ndarray | None], edit: Edit, ctx: Context) -> None:
+    def rewrite(self, node: Node, found: _Found, edit: Edit, ctx: Context) -> None:
         of_input, of_state, bias = found
         hidden = of_state.values.shape[1]
         numbers, scale, zero = edit.add("DynamicQuantizeLinear", [node.input(0)], outputs=3)
@@ -109,13 +113,13 @@ def _weights(graph: Graph, node: Node, index: int, scale_index: int) -> _Weights
     return _Weights(values, scale, zero.reshape(values.shape[0], -1)[:, 0])
 
 
-
-
 def _step(weights: _Weights, direction: int, bias: np.ndarray | None, edit: Edit) -> onnx.GraphProto:
     """The Scan body of one direction; Split gets its sizes where the opset wants them."""
     body = onnx.parser.parse_model(_STEP).graph
     hidden = weights.values.shape[1]
-    both = np.zeros(4 * hidden, np.float32) if bias is None else bias[direction][: 4 * hidden] + bias[direction][4 * hidden :]
+    both = np.zeros(4 * hidden, np.float32)
+    if bias is not None:
+        both = bias[direction][: 4 * hidden] + bias[direction][4 * hidden :]
     constants = {
         "R": weights.values[direction],
         "R_zero": weights.zero[direction],
@@ -127,8 +131,10 @@ def _step(weights: _Weights, direction: int, bias: np.ndarray | None, edit: Edit
     if edit.graph.opset() >= 18:
         split.attribute.append(helper.make_attribute("num_outputs", 4))
     names = {n: edit.graph.fresh(f"{edit.graph.proto.name}/{n}") for n in _values(body)}
-    for value in (*body.input, *body.output, *body.initializer):
+    for value in (*body.input, *body.output):
         value.name = names[value.name]
+    for tensor in body.initializer:
+        tensor.name = names[tensor.name]
     for node in body.node:
         node.input[:] = [names[n] for n in node.input]
         node.output[:] = [names[n] for n in node.output]
@@ -136,4 +142,5 @@ def _step(weights: _Weights, direction: int, bias: np.ndarray | None, edit: Edit
 
 
 def _values(body: onnx.GraphProto) -> set[str]:
-    return {v.name for v in (*body.input, *body.initializer)} | {n for node in body.node for n in node.output}
+    made = {name for node in body.node for name in node.output}
+    return made | {v.name for v in body.input} | {t.name for t in body.initializer}

@@ -1,6 +1,5 @@
 from typing import Any
 
-
 from onnxfix.lowering import contrib
 from onnxfix.rule import Context, Edit, Node, Rule, Safety, Skip
 
@@ -21,9 +20,10 @@ class FusedOperator(Rule):
         contrib.known_activation(node.attr("activation", ""))
         if node.attr("transBatchA", 0) or node.attr("transBatchB", 0):
             raise Skip("it swaps batch axes; save the model without ONNX Runtime's optimisation")
-        for index, name in enumerate(("transA", "transB")):
-            if node.op in ("FusedMatMul", "TransposeMatMul") and node.attr(name, 0) and node.graph.rank(node.input(index)) is None:
-                raise Skip(f"the rank of '{node.input(index)}' is not known")
+        if _FUSED[node.op] == "MatMul":
+            for name, flag in zip(node.inputs, ("transA", "transB"), strict=False):
+                if node.attr(flag, 0) and node.graph.rank(name) is None:
+                    raise Skip(f"the rank of '{name}' is not known")
         return _FUSED[node.op]
 
     def rewrite(self, node: Node, found: str, edit: Edit, ctx: Context) -> None:
@@ -39,7 +39,6 @@ class FusedOperator(Rule):
             y = str(edit.add("Mul", [y, contrib.number(node.attr("alpha"), contrib.dtype_of(node))]))
         if node.op == "FusedConv" and node.input(3):
             y = str(edit.add("Add", [y, node.input(3)]))
-        parameters = node.attr("activation_params", []) or [
-            node.attr(f"activation_{name}") for name in ("alpha", "beta", "gamma") if node.has_attr(f"activation_{name}")
-        ]
+        named = [f"activation_{name}" for name in ("alpha", "beta", "gamma")]
+        parameters = node.attr("activation_params", []) or [node.attr(n) for n in named if node.has_attr(n)]
         edit.replace_node(node, contrib.activate(edit, y, node.attr("activation", ""), parameters))

@@ -1,6 +1,6 @@
 from onnx import TensorProto
 
-from onnxfix.rule import Context, Edit, Node, Rule, Safety
+from onnxfix.rule import Context, Edit, Node, Rule, Safety, Skip
 
 
 class QuantMatMul(Rule):
@@ -9,6 +9,8 @@ class QuantMatMul(Rule):
     when = "always"
 
     def match(self, node: Node, ctx: Context) -> bool:
+        if node.graph.opset() < 11:
+            raise Skip("what it consists of does not exist before opset 11; convert the model to opset 13 first")
         return True
 
     def rewrite(self, node: Node, found: bool, edit: Edit, ctx: Context) -> None:

@@ -34,7 +34,7 @@ class PadBeforeWindow(Rule):
         """The attributes that make `reader` pad by itself, None when none do."""
         if index != 0 or reader.domain or padding.mode != "constant" or min(*padding.begins, *padding.ends) < 0:
             return None
-        if any(a < 2 for a in padding.moved) or reader.op not in ("Conv", "ConvTranspose", "MaxPool", "AveragePool", "LpPool"):
+        if reader.op not in window.OPERATORS or any(a < 2 for a in padding.moved):
             return None
         geometry = window.read(reader)
         begins, ends = padding.begins[2:], padding.ends[2:]
@@ -49,14 +49,17 @@ class PadBeforeWindow(Rule):
         attributes: Attributes = {"auto_pad": None, "pads": list(new)}
         if reader.op == "Conv":
             return attributes if padding.value == 0 else None
-        # A pool's window must always meet data, and the folded one must have as many windows.
-        if any(p >= k for p, k in zip(new, geometry.kernel * 2, strict=True)) or not window.rounds_down(reader, geometry):
+        # A pool's window must always meet data, and the folded pool must have as many windows.
+        meets = all(p < k for p, k in zip(new, geometry.kernel * 2, strict=True))
+        if not meets or not window.rounds_down(reader, geometry):
             return None
         if reader.op == "MaxPool":
             return attributes if self.below(node, padding.value, geometry) and not reader.output(1) else None
-        if padding.value != 0 or (reader.op == "AveragePool" and geometry.padded and not reader.attr("count_include_pad")):
-            return None
-        return attributes | ({"count_include_pad": 1} if reader.op == "AveragePool" else {})
+        if padding.value != 0 or reader.op == "LpPool":
+            return attributes if padding.value == 0 else None
+        # An average must count these zeros, so it counts its own pads as well.
+        counted = not geometry.padded or reader.attr("count_include_pad")
+        return attributes | {"count_include_pad": 1} if counted else None
 
     def transposed(
         self, reader: Node, geometry: window.Window, begins: tuple[int, ...], ends: tuple[int, ...]

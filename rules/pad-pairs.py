@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import numpy as np
 from onnx import TensorProto
 
@@ -51,7 +53,9 @@ def _reshape(graph: Graph, node: Node, x: np.ndarray) -> np.ndarray | None:
 
 
 def _transpose(graph: Graph, node: Node, x: np.ndarray) -> np.ndarray:
-    return x.transpose(node.attr("perm"))
+    perm: list[int] | None = node.attr("perm")
+    turned: np.ndarray = x.transpose(perm)
+    return turned
 
 
 def _slice(graph: Graph, node: Node, x: np.ndarray) -> np.ndarray | None:
@@ -69,14 +73,15 @@ def _slice(graph: Graph, node: Node, x: np.ndarray) -> np.ndarray | None:
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
         # ONNX writes "past the front" as an end far below zero, Python as None.
         at[axis] = slice(start, None if step < 0 and end < -x.shape[axis] else end, step)
-    return x[tuple(at)]
+    cut: np.ndarray = x[tuple(at)]
+    return cut
 
 
 def _cast(graph: Graph, node: Node, x: np.ndarray) -> np.ndarray | None:
     return x if node.attr("to") in _INTEGERS and graph.dtype(node.input(0)) in _INTEGERS else None
 
 
-_MOVES = {
+_MOVES: dict[str, Callable[[Graph, Node, np.ndarray], np.ndarray | None]] = {
     "Reshape": _reshape,
     "Transpose": _transpose,
     "Slice": _slice,

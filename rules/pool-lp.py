@@ -2,7 +2,6 @@ import math
 
 import numpy as np
 
-from onnxfix import emit
 from onnxfix.lowering import norm, window
 from onnxfix.rule import Context, Edit, Node, Rule, Safety, Skip
 

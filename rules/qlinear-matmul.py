@@ -1,4 +1,4 @@
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 
@@ -7,11 +7,14 @@ from onnxfix.lowering.quant import Quantised
 from onnxfix.rule import Context, Edit, Node, Rule, Safety, Skip
 
 
+_Found = tuple[Quantised, Quantised, Optional[Quantised]]  # left, right, result (None: FLOAT)
+
+
 class QLinearMatMul(Rule):
     ops = ("QLinearMatMul", "com.microsoft::QGemm")
     safety = Safety.CLOSE
 
-    def match(self, node: Node, ctx: Context) -> tuple[Quantised, Quantised, Quantised | None]:
+    def match(self, node: Node, ctx: Context) -> _Found:
         quant.need_round(node, ctx)
         a, b = quant.quantised(node, 0, 1, 2), quant.quantised(node, 3, 4, 5)
         if a.scale.size > 1:
@@ -22,7 +25,7 @@ class QLinearMatMul(Rule):
             raise Skip("the bias is computed; make it constant")
         return a, b, quant.quantised(node, -1, 7, 8) if node.input(7) else None
 
-    def rewrite(self, node: Node, found: tuple[Quantised, Quantised, Quantised | None], edit: Edit, ctx: Context) -> None:
+    def rewrite(self, node: Node, found: _Found, edit: Edit, ctx: Context) -> None:
         a, b, y = found
         gemm = node.op == "QGemm"
         left = quant.centred(edit, a.name, node.input(2))
@@ -39,7 +42,8 @@ class QLinearMatMul(Rule):
         if y is None:
             edit.replace_node(node, str(edit.add("Mul", [sums, factor])))
         else:
-            edit.replace_node(node, quant.requantize(edit, sums, np.asarray(factor / y.scale.reshape(()), np.float32), y))
+            factor = np.asarray(factor / y.scale.reshape(()), np.float32)
+            edit.replace_node(node, quant.requantize(edit, sums, factor, y))
 
     @staticmethod
     def _right(node: Node, b: Quantised, edit: Edit) -> str:

@@ -1,6 +1,5 @@
 from typing import Any
 
-
 from onnxfix import emit
 from onnxfix.lowering import quant
 from onnxfix.lowering.quant import Quantised
@@ -18,12 +17,12 @@ _ONE = {
     "QLinearSoftmax": ("Softmax", ("axis",)),
     "QLinearReduceMean": ("ReduceMean", ("axes", "keepdims")),
 }
-_TWO = {"QLinearAdd": "Add", "QLinearMul": "Mul"}
+_TWO = ("QLinearAdd", "QLinearMul")
 
 
 class QLinearOther(Rule):
     ops = tuple(f"com.microsoft::{op}" for op in (*_ONE, *_TWO, "QLinearConcat", "QLinearWhere"))
-    safety = Safety.LOSSY  # ties between two quanta may fall the other way
+    safety = Safety.CLOSE
 
     def match(self, node: Node, ctx: Context) -> tuple[list[Quantised], Quantised]:
         quant.need_round(node, ctx)
@@ -42,6 +41,9 @@ class QLinearOther(Rule):
 
     def rewrite(self, node: Node, found: tuple[list[Quantised], Quantised], edit: Edit, ctx: Context) -> None:
         inputs, y = found
+        if node.op in _TWO:
+            edit.replace_node(node, self._pair(node, inputs, y, edit))
+            return
         values = [quant.real(edit, x) for x in inputs]
         if node.op == "QLinearReduceMean":
             result = self._mean(node, values[0], edit)
@@ -49,13 +51,24 @@ class QLinearOther(Rule):
             op, names = _ONE[node.op]
             attributes: dict[str, Any] = {name: node.attr(name) for name in names if node.has_attr(name)}
             result = str(edit.add(op, values, **attributes))
-        elif node.op in _TWO:
-            result = str(edit.add(_TWO[node.op], values))
         elif node.op == "QLinearWhere":
             result = str(edit.add("Where", [node.input(0), *values]))
         else:
             result = emit.concat(edit, values, node.attr("axis"))
         edit.replace_node(node, quant.quantized(edit, result, y))
+
+    @staticmethod
+    def _pair(node: Node, inputs: list[Quantised], y: Quantised, edit: Edit) -> str:
+        """A sum or product, in the kernel's order of steps: the result's zero point is added before rounding."""
+        a, b = (quant.centred(edit, node.input(i), node.input(i + 2)) for i in (0, 3))
+        scales = [x.scale.reshape(()) for x in inputs]
+        target = y.scale.reshape(())
+        if node.op == "QLinearMul":
+            total = str(edit.add("Mul", [str(edit.add("Mul", [a, b])), scales[0] * scales[1] / target]))
+        else:
+            parts = [str(edit.add("Mul", [x, s / target])) for x, s in zip((a, b), scales, strict=True)]
+            total = str(edit.add("Add", parts))
+        return quant.numbered(edit, str(edit.add("Round", [quant.shifted(edit, total, y.zero)])), y)
 
     @staticmethod
     def _mean(node: Node, values: str, edit: Edit) -> str:

@@ -23,7 +23,7 @@ class ConvInteger(Rule):
         zero = node.graph.const(node.input(3))
         if zero is None:
             raise Skip("the weights' zero point is computed; make it constant")
-        return weights.astype(np.float32) - quant.along(zero.astype(np.float32), weights.ndim, 0)
+        return np.asarray(weights.astype(np.float32) - quant.along(zero.astype(np.float32), weights.ndim, 0))
 
     def rewrite(self, node: Node, found: np.ndarray, edit: Edit, ctx: Context) -> None:
         # Padding an already centred tensor with zeros is padding the integers with the zero point.

@@ -20,8 +20,9 @@ class Uint8Cast(Rule):
         if not graph.dtype(node.input(0)) or graph.dtype(node.input(0)) == own:
             return None
         if not dtypes.can_wrap(own, ctx):
-            raise Skip(f"its numbers may leave the range of {dtypes.dtype_name(own)}; limit them with Clip before the Cast")
-        return own
+            name = dtypes.dtype_name(own)
+            raise Skip(f"its numbers may leave the range of {name}; limit them with Clip before the Cast")
+        return int(own)
 
     def rewrite(self, node: Node, found: int, edit: Edit, ctx: Context) -> None:
         whole = dtypes.as_dtype(edit, node.input(0), TensorProto.INT32)

@@ -11,7 +11,7 @@ class UnusedOutput(Rule):
         if all(node.graph.unused(o) for o in extra):
             return True
         if node.op == "MaxPool":
-            raise Skip("its Indices are used, and TensorRT has no counterpart (nor MaxUnpool): change the network to do without")
+            raise Skip("its Indices are used, and TensorRT has no counterpart: change the network to do without")
         return None
 
     def rewrite(self, node: Node, found: bool, edit: Edit, ctx: Context) -> None:

@@ -37,6 +37,7 @@ SIZES = [
     ((16, 9), (0.26, 1.7)),
     ((16, 9), (2.5, 1.0)),
     ((5, 1), (1 / 3, 5.0)),
+    ((4, 4), (1.2, 0.5)),
 ]
 ROIS = ([0, 0, 0, 0, 1, 1, 1, 1], [0, 0, 0.2, 0.1, 1, 1, 0.7, 0.9], [0, 0, -0.2, 0.3, 1, 1, 1.4, 0.6])
 
@@ -242,7 +243,7 @@ def test_max_mib_bounds_the_matrices() -> None:
 
 def test_a_declined_candidate_leaves_nothing_behind() -> None:
     """Candidates are built to be judged; the model must come out as it went in."""
-    proto = resize_model([1, 3, 5, 5], scales=[1.0, 1.0, 1.5, 1.5], opset=13, mode="cubic", coordinate_transformation_mode="align_corners")
+    proto = resize_model(["n", 3, "h", "w"], scales=[1.0, 1.0, 1.5, 1.5], opset=13, mode="cubic")
     after, outcome = fixed(proto, "trt-8.2")
     assert outcome.skipped and not outcome.changes
     assert after == proto

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from onnx import TensorProto, helper
@@ -44,7 +45,8 @@ def activate(edit: Edit, x: str, name: str, parameters: list[float]) -> str:
     if name == "Clip":
         low, high = (np.asarray(p, np.float32) for p in parameters)
         return emit.clip(edit, x, low, high)
-    return str(edit.add(name, [x], **dict(zip(_ACTIVATIONS[name], parameters, strict=False))))
+    attributes: dict[str, Any] = dict(zip(_ACTIVATIONS[name], parameters, strict=False))
+    return str(edit.add(name, [x], **attributes))
 
 
 def dtype_of(node: Node) -> int:

@@ -28,23 +28,21 @@ FLOAT_EXACT = 1 << 24  # FLOAT holds every whole number up to here
 
 FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16})
 
+_INTEGERS = ("INT8", "UINT8", "INT16", "UINT16", "INT32", "UINT32", "INT64", "UINT64")
+
 _BOUNDS: dict[int, Range] = {
+    **{TensorProto.DataType.Value(n): (int(np.iinfo(n.lower()).min), int(np.iinfo(n.lower()).max)) for n in _INTEGERS},
     TensorProto.BOOL: (0, 1),
-    **{
-        dtype: (int(np.iinfo(helper.tensor_dtype_to_np_dtype(dtype)).min), int(np.iinfo(helper.tensor_dtype_to_np_dtype(dtype)).max))
-        for dtype in (
-            TensorProto.INT8,
-            TensorProto.UINT8,
-            TensorProto.INT16,
-            TensorProto.UINT16,
-            TensorProto.INT32,
-            TensorProto.UINT32,
-            TensorProto.INT64,
-            TensorProto.UINT64,
-        )
-    },
     TensorProto.INT4: (-8, 7),
     TensorProto.UINT4: (0, 15),
+}
+
+# Significant bits: whole numbers up to this power of two are held without gaps.
+_SIGNIFICANT: dict[int, int] = {
+    TensorProto.FLOAT: 24,
+    TensorProto.FLOAT16: 11,
+    TensorProto.DOUBLE: 53,
+    TensorProto.BFLOAT16: 8,
 }
 
 # Operators that move the numbers of their first input and don't look at them.
@@ -314,8 +312,9 @@ def unchanged(graph: Graph, name: str, before: int, after: int) -> bool:
 
 def _holds(dtype: int) -> Range | None:
     """Whole numbers that a dtype holds without gaps."""
-    exact = {TensorProto.FLOAT: 24, TensorProto.FLOAT16: 11, TensorProto.DOUBLE: 53, TensorProto.BFLOAT16: 8}.get(dtype)
-    return (-float(1 << exact), float(1 << exact)) if exact is not None else (None if dtype == TensorProto.BOOL else _BOUNDS.get(dtype))
+    if dtype in _SIGNIFICANT:
+        return -float(1 << _SIGNIFICANT[dtype]), float(1 << _SIGNIFICANT[dtype])
+    return None if dtype == TensorProto.BOOL else _BOUNDS.get(dtype)
 
 
 _WIDER = frozenset(
@@ -379,9 +378,7 @@ def recast(node: Node, dtypes: frozenset[int], ctx: Context) -> Recast | None:
 def run_in(node: Node, how: Recast, edit: Edit) -> list[str]:
     """The node again, in the other dtype, between casts. Returns its outputs in the dtypes they had."""
     inputs = [as_dtype(edit, name, how.other) if i in how.inputs else name for i, name in enumerate(node.inputs)]
-    attributes = {a.name: node.attr(a.name) for a in node.proto.attribute}
-    if node.op == "Cast":
-        attributes["to"] = how.other
+    attributes: dict[str, Any] = {a.name: node.attr(a.name) for a in node.proto.attribute}
     names = [o and edit.graph.fresh(f"{o}/{dtype_name(how.other).lower()}") for o in node.outputs]
     found = edit.add(node.op, inputs, outputs=names, **attributes)
     outputs = [found] if isinstance(found, str) else list(found)
@@ -433,7 +430,7 @@ def _plain(node: Node) -> bool:
     if node.op in ("Resize", "Upsample"):
         return bool(node.attr("mode", "nearest") == "nearest" and not node.attr("antialias", 0))
     if node.op in ("ScatterND", "ScatterElements"):
-        return node.attr("reduction", "none") == "none"
+        return bool(node.attr("reduction", "none") == "none")
     return not (node.op == "Mod" and node.attr("fmod", 0))
 
 
@@ -471,7 +468,8 @@ def _result_range(node: Node, ranges: list[Range]) -> Range | None:
         return _multiply(a, b)
     if node.op in ("MatMul", "ReduceSum"):
         terms = _terms(node)
-        bound = math.inf if terms is None else terms * (most if node.op == "ReduceSum" else max(map(abs, a)) * max(map(abs, b)))
+        each = most if node.op == "ReduceSum" else max(map(abs, a)) * max(map(abs, b))
+        bound = math.inf if terms is None else terms * each
         return -bound, bound
     return -most, most  # Neg, Abs, Div, Mod
 
@@ -491,10 +489,12 @@ def _alone(node: Node, inputs: tuple[int, ...], dtype: int) -> Node:
     alone = onnx.ModelProto(ir_version=10, opset_import=[helper.make_opsetid("", graph.opset())])
     alone.graph.name = "alone"
     alone.graph.node.append(proto)
+    told: set[str] = set()
     for i, name in enumerate(node.inputs):
         kind, array = graph.type_of(name), graph.const(name) if graph.is_const(name) else None
-        if not name or name in {v.name for v in (*alone.graph.input, *alone.graph.initializer)}:
+        if not name or name in told:
             continue
+        told.add(name)
         if array is not None and array.size <= _FEW:
             wanted = array.astype(helper.tensor_dtype_to_np_dtype(dtype)) if i in inputs else array
             alone.graph.initializer.append(numpy_helper.from_array(np.asarray(wanted), name))

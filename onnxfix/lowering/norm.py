@@ -40,14 +40,17 @@ class Standardized(NamedTuple):
     root: str  # sqrt(variance + epsilon)
 
 
-def mean(edit: Edit, x: str, axes: Sequence[int], ctx: Context) -> str:
+def mean(edit: Edit, x: str, axes: Sequence[int], ctx: Context | None) -> str:
     """The mean over `axes`, which keep size 1, in a form the target reads.
 
-    From opset 18 on ReduceMean has its axes as an input, which TensorRT before 10 does not look at.
+    From opset 18 on ReduceMean has its axes as an input, which TensorRT before 10 does not look at; without a `ctx` to
+    ask, it is used all the same.
     """
     graph, rank = edit.graph, edit.graph.rank(x)
+    if ctx is None or graph.opset() < 18:
+        return emit.reduce(edit, "ReduceMean", x, axes)
     newer = ctx.judge(Node(helper.make_node("ReduceMean", [x, "axes"], ["mean"]), graph))
-    if graph.opset() < 18 or newer is None or newer.effect is not Effect.WRONG:
+    if newer is None or newer.effect is not Effect.WRONG:
         return emit.reduce(edit, "ReduceMean", x, axes)
     if rank is not None and rank > 2 and list(axes) == list(range(2, rank)):
         return str(edit.add("GlobalAveragePool", [x]))
@@ -61,7 +64,7 @@ def mean(edit: Edit, x: str, axes: Sequence[int], ctx: Context) -> str:
 
 
 def standardize(
-    edit: Edit, x: str, axes: Sequence[int], epsilon: float, dtype: int, ctx: Context
+    edit: Edit, x: str, axes: Sequence[int], epsilon: float, dtype: int, ctx: Context | None = None
 ) -> Standardized:
     """(x - mean) / sqrt(variance + epsilon), mean and variance taken over `axes`; x is of `dtype`.
 

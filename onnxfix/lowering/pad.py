@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from onnx.helper import tensor_dtype_to_np_dtype
@@ -153,8 +154,8 @@ def _behind(edit: Edit, x: str, mode: str, axis: int, count: int) -> str:
 
 # ---- what is known of values ----
 
-_FLOOR = {"Relu": 0.0, "Sigmoid": 0.0, "HardSigmoid": 0.0, "Softmax": 0.0, "Exp": 0.0, "Sqrt": 0.0, "Abs": 0.0, "Softplus": 0.0}
-_FLOOR |= {"Tanh": -1.0, "Softsign": -1.0, "Sin": -1.0, "Cos": -1.0}
+_FLOOR = dict.fromkeys(("Relu", "Sigmoid", "HardSigmoid", "Softmax", "Exp", "Sqrt", "Abs", "Softplus"), 0.0)
+_FLOOR |= dict.fromkeys(("Tanh", "Softsign", "Sin", "Cos"), -1.0)
 _KEEPS = frozenset({"Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Gather", "Expand"})
 _KEEPS |= {"Split", "Tile", "DepthToSpace", "SpaceToDepth"}
 
@@ -189,7 +190,7 @@ def _bound(node: Node, name: str, index: int) -> float | None:
     return float(value) if value is not None else (-math.inf if name == "min" else math.inf)
 
 
-def lowest(dtype: np.dtype[np.generic]) -> float:
+def lowest(dtype: np.dtype[Any]) -> float:
     """The smallest finite number of a dtype."""
     if dtype.kind in "iu":
         return float(np.iinfo(dtype).min)
@@ -197,4 +198,5 @@ def lowest(dtype: np.dtype[np.generic]) -> float:
         return float(np.finfo(dtype).min)
     import ml_dtypes  # comes with onnx; bfloat16 and its kin
 
-    return float(ml_dtypes.finfo(dtype).min)
+    info: Any = ml_dtypes.finfo
+    return float(info(dtype).min)

@@ -93,7 +93,7 @@ def sums_note(weights: np.ndarray | None, op: str, largest: float = 255.0) -> st
 
 @dataclass(frozen=True)
 class Scheme:
-    """Scale and zero point of a (De)QuantizeLinear, shaped to broadcast. Zero is None when there is nothing to shift."""
+    """Scale and zero point of a (De)QuantizeLinear, shaped to broadcast; zero None when there is nothing to shift."""
 
     scale: np.ndarray | str
     zero: np.ndarray | str | None
@@ -138,9 +138,8 @@ def _computed(node: Node, edit: Edit | None) -> Scheme:
     if edit is None:
         return Scheme(node.input(1), node.input(2) or None)
     scale, zero = node.input(1), as_float(edit, node.input(2)) if node.input(2) else None
-    if graph.rank(node.input(1)) == 1:  # one number, but of rank 1: it would raise the rank of a scalar
-        if graph.rank(node.input(0)) in (0, None):
-            raise Skip("the scale has rank 1 and the rank of the data is not known or 0; make the scale a scalar")
+    if graph.rank(node.input(1)) == 1 and graph.rank(node.input(0)) in (0, None):
+        raise Skip("the scale has rank 1, which would raise the rank of a scalar; make it a scalar")
     return Scheme(scale, zero)
 
 
@@ -196,7 +195,8 @@ class Quantised:
 def quantised(node: Node, data: int, scale: int, zero: int) -> Quantised:
     """The tensor at input `data` (-1: the output) with its constant parameters. Raises Skip when they aren't."""
     graph = node.graph
-    factor, shift = graph.const(node.input(scale)), graph.const(node.input(zero)) if node.input(zero) else np.zeros((), np.uint8)
+    factor = graph.const(node.input(scale))
+    shift = graph.const(node.input(zero)) if node.input(zero) else np.zeros((), np.uint8)
     if factor is None or shift is None:
         raise Skip("a scale or zero point is computed; make it constant")
     dtype = int(helper.np_dtype_to_tensor_dtype(shift.dtype))
@@ -214,18 +214,22 @@ def real(edit: Edit, x: Quantised) -> str:
 def requantize(edit: Edit, sums: str, factor: np.ndarray, y: Quantised) -> str:
     """Whole-valued FLOAT sums times a factor, rounded to `y`'s numbers, in its dtype."""
     scaled = str(edit.add("Round", [str(edit.add("Mul", [sums, factor]))]))
-    return _placed(edit, scaled, y)
+    return numbered(edit, shifted(edit, scaled, y.zero), y)
 
 
 def quantized(edit: Edit, values: str, y: Quantised) -> str:
     """FLOAT values as `y`'s numbers, in its dtype."""
     scaled = str(edit.add("Round", [str(edit.add("Div", [values, y.scale.reshape(())]))]))
-    return _placed(edit, scaled, y)
+    return numbered(edit, shifted(edit, scaled, y.zero), y)
 
 
-def _placed(edit: Edit, whole: str, y: Quantised) -> str:
+def shifted(edit: Edit, x: str, zero: np.ndarray) -> str:
+    """FLOAT `x` plus a zero point."""
+    return str(edit.add("Add", [x, zero.astype(F32).reshape(())])) if zero.any() else x
+
+
+def numbered(edit: Edit, whole: str, y: Quantised) -> str:
+    """Whole-valued FLOAT limited to the range of `y`'s dtype, in that dtype."""
     low, high = dtype_range(y.dtype) or (0, 255)
-    if y.zero.any():
-        whole = str(edit.add("Add", [whole, y.zero.astype(F32).reshape(())]))
-    whole = emit.clip(edit, whole, np.asarray(low, F32), np.asarray(high, F32))
-    return str(edit.add("Cast", [whole], to=y.dtype))
+    limited = emit.clip(edit, whole, np.asarray(low, F32), np.asarray(high, F32))
+    return str(edit.add("Cast", [limited], to=y.dtype))

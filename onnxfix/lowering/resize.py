@@ -4,9 +4,11 @@
 sizes are known: the input index of each output position (nearest), or a matrix (linear, cubic). Two Resize nodes with
 the same maps compute the same, which is how `equal_form` finds another form of a node that a target takes.
 
-Coordinates are computed in float32, in ONNX Runtime's order of operations, whose numbers are the reference; weights in
-float64. Skip is raised where the standard's own reference implementation means something else: for a definition in
-`read`, for a position so close to a boundary that float32 and float64 differ in `indices` and `outside`.
+Coordinates follow the text of the standard and are computed in float32, in ONNX Runtime's order of operations, whose
+numbers are the reference; weights in float64. (`length_resized` is a whole number, as in that text. The standard's
+reference implementation takes scale times size instead where a scale does not give a whole size, which changes
+align_corners and tf_crop_and_resize; it is not followed there.) Skip is raised where runtimes mean different things
+(`read`), and for a position so close to a boundary that float32 and float64 differ (`indices`, `outside`).
 """
 
 from __future__ import annotations
@@ -131,12 +133,13 @@ def _crop(node: Node, axes: Sequence[Axis], chosen: Sequence[int]) -> tuple[Axis
 
 
 def _refuse_disputed(node: Node, spec: Spec) -> None:
-    """Raise Skip where ONNX Runtime and the standard's reference implementation mean different things."""
+    """Raise Skip where ONNX Runtime and the standard mean different things."""
     declared = node.graph.shape(node.output(0))
+    same_size = all(a.size == a.out for a in spec.axes)
     for i, axis in enumerate(spec.axes):
         if axis.size == 0 or axis.out == 0:
             raise Skip(f"axis {i} is empty")
-        if axis.moved and axis.size is not None and axis.size == axis.out:
+        if axis.moved and axis.size is not None and axis.size == axis.out and (same_size or spec.antialias):
             raise Skip(
                 f"along axis {i} its scale of {_text(axis.scale)} leaves the size as it is, "
                 "and runtimes differ on what that means; give sizes instead of scales"
@@ -146,18 +149,6 @@ def _refuse_disputed(node: Node, spec: Spec) -> None:
         said = declared[i] if declared is not None and len(declared) == len(spec.axes) else None
         if isinstance(said, int) and axis.out is not None and said != axis.out:
             raise Skip(f"axis {i} is inferred as {said}, but runtimes make it {axis.out}; give sizes instead of scales")
-        fraction = axis.static and abs(float(axis.scale or 1) * (axis.size or 0) - (axis.out or 0)) > 1e-3
-        if fraction and (
-            spec.transform in ("align_corners", "tf_crop_and_resize")
-            or (spec.transform == "pytorch_half_pixel" and axis.out == 1)
-        ):
-            raise Skip(
-                f"{axis.size} times {_text(axis.scale)} along axis {i} is not a whole size, and runtimes differ on "
-                f"where {spec.transform} then puts the last position; give sizes instead of scales"
-            )
-        single = axis.moved and axis.out == 1
-        if single and spec.transform == "pytorch_half_pixel" and (spec.mode == "cubic" or spec.antialias):
-            raise Skip(f"runtimes differ on where pytorch_half_pixel puts the only position of axis {i}")
     if spec.exclude_outside and (spec.mode == "nearest" or (spec.mode == "linear" and not spec.antialias)):
         raise Skip(f"exclude_outside has no meaning for mode '{spec.mode}' in ONNX Runtime; drop it")
     crops = spec.transform == "tf_crop_and_resize"
@@ -453,8 +444,10 @@ def _forms(node: Node, spec: Spec) -> Iterator[Form]:
     old = node.op == "Upsample" or node.opset < 11
     policy = not old and (node.attr("keep_aspect_ratio_policy") or "stretch") != "stretch" and spec.by == "sizes"
     ways = [spec.by, "sizes" if spec.by == "scales" else "scales"]
-    if not policy:
-        ways.insert(2 if not old and node.attr("axes") else 0, "given")
+    widened = not old and bool(node.attr("axes"))
+    known = all((a.scale if spec.by == "scales" else a.out) is not None for a in spec.axes)
+    if not policy and not (widened and known):  # what is known is written as a constant, not computed
+        ways.insert(2 if widened else 0, "given")
     if old:
         if node.opset >= 9:  # before, the scales are an attribute
             yield Form(spec.transform, spec.nearest, "scales")

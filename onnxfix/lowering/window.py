@@ -15,6 +15,8 @@ from onnxfix.errors import Skip
 from onnxfix.graph import Edit, Node
 from onnxfix.rule import Context
 
+OPERATORS = ("Conv", "ConvTranspose", "MaxPool", "AveragePool", "LpPool")
+
 
 @dataclass(frozen=True)
 class Window:

@@ -15,23 +15,28 @@ AS_IS, STORED = "as-is", "stored"
 _LARGEST = 20_000_000
 
 
-def node_tests() -> Iterator[tuple[str, str, ModelProto]]:
-    """(name, form, model) of every node test: form "as-is", and "stored" where inputs can be initializers.
-
-    In the stored form all inputs but the first are initializers with the test's own values, as the parameters of a
-    trained model are. Where the first is the only input there is no such form.
-    """
+def with_values() -> Iterator[tuple[str, ModelProto, Any]]:
+    """(name, model, values of its inputs) of every node test."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # reference numbers are computed that overflow on purpose
         from onnx.backend.test.case.node import collect_testcases
 
         cases = collect_testcases("")
     for case in cases:
-        if case.model is None or case.model.ByteSize() > _LARGEST:
-            continue
-        yield case.name, AS_IS, case.model
-        if len(case.model.graph.input) > 1 and case.data_sets:
-            yield case.name, STORED, store(case.model, case.data_sets[0][0])
+        if case.model is not None and case.model.ByteSize() <= _LARGEST:
+            yield case.name, case.model, case.data_sets[0][0] if case.data_sets else ()
+
+
+def node_tests() -> Iterator[tuple[str, str, ModelProto]]:
+    """(name, form, model) of every node test: form "as-is", and "stored" where inputs can be initializers.
+
+    In the stored form all inputs but the first are initializers with the test's own values, as the parameters of a
+    trained model are. Where the first is the only input there is no such form.
+    """
+    for name, model, values in with_values():
+        yield name, AS_IS, model
+        if len(model.graph.input) > 1 and len(values) > 1:
+            yield name, STORED, store(model, values)
 
 
 def store(model: ModelProto, values: Any) -> ModelProto:
