@@ -181,7 +181,7 @@ def work(job: Job) -> Result:
         job.case, job.do, "", seconds=seconds, rules=tooled.rules, safety=tooled.safety.value,
         findings=tooled.findings, skips=tooled.skips, before=tooled.before,
     )  # fmt: skip
-    result.numbers = _numbers(made, data, tooled)
+    result.numbers = (kind in ("onnxfix", "matrix") and _fault(tooled.proto, data)) or _numbers(made, data, tooled)
     if kind == "onnxfix":
         (job.folder / f"{job.case}.fixed").write_bytes(pickle.dumps((made, tooled.safety)))
     if kind == "matrix":
@@ -299,6 +299,19 @@ def _parse(made: bytes, result: Result) -> None:
     first = next(iter(check.findings), None)
     result.op = first.where.op if first else ""
     result.why = _line(first.reason if first else check.detail)
+
+
+def _fault(proto: onnx.ModelProto, data: Mapping[str, Any]) -> str:
+    """What onnx's checker and strict shape inference have against a model of ours, "" when the original shares it."""
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except Exception as error:  # several unrelated types
+        try:
+            onnx.checker.check_model(onnx.ModelProto.FromString(data["before"]), full_check=True)
+        except Exception:
+            return ""
+        return f"the checker refuses it: {_line(error)}"
+    return ""
 
 
 def _numbers(made: bytes, data: Mapping[str, Any], tooled: Tooled) -> str:

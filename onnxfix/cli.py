@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from onnxfix.errors import OnnxfixError, RequestError, RuleError
 
 if TYPE_CHECKING:
+    from onnxfix.gating import GateReport
     from onnxfix.render.layout import Block
     from onnxfix.report import Report
     from onnxfix.rule import Rule
@@ -120,6 +121,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="examples:\n"
         "  onnxfix inspect model.onnx --target jetson-nano    what would be refused, and what would help\n"
         "  onnxfix apply model.onnx --rules jetson.yml        rewrite, prove, write model.fixed.onnx\n"
+        "  onnxfix gate models/ --target jetson-nano          does the board take all of them: for CI\n"
         "  onnxfix rules show resize-cubic                    what a rule does, with examples\n"
         "  onnxfix doctor                                     which proofs can run on this machine\n\n" + _EXIT,
     )
@@ -127,6 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
     _add_inspect(commands)
     _add_apply(commands)
+    _add_gate(commands)
     _add_rules(commands)
     _add_doctor(commands)
     return parser
@@ -195,6 +198,45 @@ def _add_apply(commands: Any) -> None:
     loudness.add_argument("-q", "--quiet", action="store_true", help="only the summary; no progress")
     loudness.add_argument("-v", "--verbose", action="store_true", help="list every node of long groups")
     command.set_defaults(run=_apply)
+
+
+def _add_gate(commands: Any) -> None:
+    command = commands.add_parser(
+        "gate",
+        help="judge many models, for CI: exit status 1 when the target refuses one",
+        description="Judge models for a target, by the matrix and by TensorRT's parser where one is installed.\n"
+        "With --rules a model passes when `apply` by that rule file would make it acceptable.\n"
+        "Nothing is written but what --output and --write-baseline name.",
+        epilog="examples:\n"
+        "  onnxfix gate model.onnx --target jetson-nano\n"
+        "  onnxfix gate models/ 'exports/**/*.onnx' --target jetpack-6.1 --rules jetson.yml\n"
+        "  onnxfix gate models/ --target rtx-1.7 --require parse --format sarif --output gate.sarif\n"
+        "  onnxfix gate models/ --target jetson-nano --write-baseline known.json\n"
+        "  onnxfix gate models/ --target jetson-nano --baseline known.json\n\n"
+        "exit status: 0 when no model is refused, also when the matrix could not decide on some; 1 when one is\n"
+        "refused or is no model that can be read (what a baseline knows doesn't count); 2 when the request is\n"
+        "wrong (no such path, no model in it, bad rules, target or baseline); 3 when a required parse could not run\n",
+    )
+    command.add_argument("paths", metavar="PATH", nargs="+", help="an .onnx file, a folder of them, or a pattern")
+    _add_target(command, "the target; the rule file's own when left out")
+    command.add_argument("-r", "--rules", metavar="R", help="judge what is refused as `apply` by these rules leaves it")
+    expected = command.add_mutually_exclusive_group()
+    expected.add_argument("--baseline", metavar="FILE", help="findings that are known, and don't fail")
+    expected.add_argument("--write-baseline", metavar="FILE", help="write the findings there, as known from now on")
+    command.add_argument(
+        "--require", metavar="PROOFS", type=_names, action="extend", default=[],
+        help="parse: every model must have been parsed, and taken, by the TensorRT installed here",
+    )  # fmt: skip
+    command.add_argument(
+        "--format", choices=("text", "json", "sarif", "junit", "github"), default="text",
+        help="text; json: complete; sarif: SARIF 2.1.0; junit: JUnit XML; github: annotations (default: text)",
+    )  # fmt: skip
+    command.add_argument("-o", "--output", metavar="FILE", help="write there, and the text to standard output")
+    command.add_argument("-j", "--jobs", metavar="N", type=int, help="models judged at a time (default: by processors)")
+    loudness = command.add_mutually_exclusive_group()
+    loudness.add_argument("-q", "--quiet", action="store_true", help="no progress")
+    loudness.add_argument("-v", "--verbose", action="store_true", help="list every node, and what doesn't fail")
+    command.set_defaults(run=_gate)
 
 
 def _add_rules(commands: Any) -> None:
@@ -323,6 +365,49 @@ def _apply(args: argparse.Namespace) -> int:
         diff.write(done.changes, sys.stdout)
     status = api.exit_status(done)
     return _end(status, _why(done)) if status else FINE
+
+
+def _gate(args: argparse.Namespace) -> int:
+    from onnxfix import gating
+    from onnxfix.model import write_atomic
+    from onnxfix.render import gate, layout, progress
+
+    for place in filter(None, (args.output, args.write_baseline)):
+        if not Path(place).absolute().parent.is_dir():
+            raise RequestError(f"{place}: cannot be written: its folder does not exist")
+    with progress.shown(not args.quiet) as bar:
+        report = gating.gate(
+            args.paths,
+            target=args.target,
+            rules=args.rules,
+            baseline=args.baseline,
+            require=args.require,
+            jobs=args.jobs,
+            progress=bar,
+        )
+    if args.write_baseline:
+        gating.write_baseline(report, Path(args.write_baseline))
+        report = gating.compare(report, gating.read_baseline(Path(args.write_baseline)), args.write_baseline)
+    blocks = list(gate.blocks(report, args.verbose))
+    if args.output:
+        text = layout.plain(blocks) if args.format == "text" else _gate_text(report, args.format)
+        write_atomic(Path(args.output), text.encode("utf-8", "backslashreplace"))
+    if args.format == "text" or args.output:
+        layout.write(blocks, sys.stdout)
+    else:
+        sys.stdout.write(_gate_text(report, args.format))
+    return _end(report.exit_status, gate.why(report)) if report.exit_status else FINE
+
+
+def _gate_text(report: GateReport, form: str) -> str:
+    from onnxfix.render import github, json, junit, sarif
+    from onnxfix.report import to_dict
+
+    if form == "sarif":
+        return sarif.dumps(report, _shipped())
+    if form == "json":
+        return f"{json.dumps({'verdict': report.verdict, 'exit_status': report.exit_status, **to_dict(report)})}\n"
+    return junit.dumps(report) if form == "junit" else github.dumps(report)
 
 
 def _why(done: Report) -> str:

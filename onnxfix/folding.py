@@ -28,8 +28,8 @@ _LEFT_ALONE = frozenset(
 )
 # Their results can be far larger than what they are made from.
 _GROWING = frozenset(
-    {"ConstantOfShape", "Expand", "Tile", "Range", "OneHot", "Pad", "Resize", "Upsample", "EyeLike", "CenterCropPad", "Col2Im"}
-    | {"AffineGrid", "BlackmanWindow", "HannWindow", "HammingWindow", "MelWeightMatrix"}
+    {"ConstantOfShape", "Expand", "Tile", "Range", "OneHot", "Pad", "Resize", "Upsample", "EyeLike", "CenterCropPad"}
+    | {"AffineGrid", "BlackmanWindow", "Col2Im", "HannWindow", "HammingWindow", "MelWeightMatrix"}
 )
 _SMALL = 1024  # elements of an input up to which its values are shown to shape inference
 _SLOW = 1 << 16  # elements up to which the reference evaluator, plain Python in places, is asked
@@ -53,7 +53,8 @@ class Fold:
 
 
 def _shown(array: np.ndarray) -> str:
-    return f"= {array.tolist()}" if array.size <= 8 and array.dtype.kind in "iub" else f"{array.dtype}{list(array.shape)}"
+    short = array.size <= 8 and array.dtype.kind in "iub"
+    return f"= {array.tolist()}" if short else f"{array.dtype}{list(array.shape)}"
 
 
 def foldable(node: Node) -> bool:
@@ -170,7 +171,8 @@ def _check_size(node: Node, feeds: Mapping[str, np.ndarray], budget: int) -> Non
     found = schema(node.op, node.domain, node.opset)
     if found is None:
         raise Skip(f"{node.op} is no operator of opset {node.opset}")
-    types = {n: helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(a.dtype), a.shape) for n, a in feeds.items()}
+    dtypes = {n: helper.np_dtype_to_tensor_dtype(a.dtype) for n, a in feeds.items()}
+    types = {n: helper.make_tensor_type_proto(dtypes[n], a.shape) for n, a in feeds.items()}
     data = {n: numpy_helper.from_array(a) for n, a in feeds.items() if a.size <= _SMALL}
     opsets = [helper.make_opsetid(node.domain, node.opset)]
     try:

@@ -161,7 +161,7 @@ def gate(
         root=str(root),
         seconds=round(time.monotonic() - began, 3),
     )
-    return report if known is None else _against(report, known, os.fspath(baseline or ""))
+    return report if known is None else compare(report, known, os.fspath(baseline or ""))
 
 
 # ---- which models ----
@@ -343,12 +343,12 @@ def _place(where: Where) -> tuple[object, ...]:
 
 
 def _notes(goal: matrix.Target, seen: _Seen) -> tuple[str, ...]:
-    notes = []
+    """Where matrix and parser do not agree."""
     if differ := verdict.disagreement(goal, seen.found, [seen.parse]):
-        notes.append(differ)
-    if seen.parse.status is Status.FAILED and verdict.own_parser(goal, [seen.parse]) is None:
-        notes.append(f"{seen.parse.by}, which is not this target's parser: {seen.parse.detail}")
-    return tuple(notes)
+        return (differ,)
+    if seen.parse.status is Status.FAILED and verdict.by_matrix(seen.found) != "refused":
+        return (f"the matrix takes it, but not {seen.parse.by}, the parser of another release: {seen.parse.detail}",)
+    return ()
 
 
 # ---- fingerprints ----
@@ -417,7 +417,8 @@ def _entries_fit(data: Mapping[str, Any]) -> bool:
     )
 
 
-def _against(report: GateReport, baseline: Mapping[str, Any], path: str) -> GateReport:
+def compare(report: GateReport, baseline: Mapping[str, Any], path: str) -> GateReport:
+    """The report with what `baseline` (read from `path`) expects marked as known, and what of it is gone."""
     entries = {e["fingerprint"]: e for e in baseline["findings"]}
     models = tuple(
         replace(m, hits=tuple(replace(h, known=not m.error and h.fingerprint in entries) for h in m.hits))

@@ -564,7 +564,8 @@ class Edit:
         array = np.asarray(array)
         graph = self.graph
         base = (self.anchor.output(0) or self.anchor.name) if self.anchor else graph.proto.name
-        return self.store(numpy_helper.from_array(np.array(array, order="C", copy=None)), graph.fresh(f"{base}/{hint}"))
+        tensor = numpy_helper.from_array(np.array(array, order="C", copy=None))
+        return self.store(tensor, graph.fresh(f"{base}/{hint}"))
 
     def store(self, tensor: TensorProto, name: str) -> str:
         """A copy of a stored tensor as a constant of this scope, under a fresh `name`; external data stays outside."""

@@ -27,7 +27,7 @@ from onnxfix.graph import Graph, Node, attribute_value, schema
 from onnxfix.limits import DTYPE, Check, Facts, check_of, dtypes, values
 from onnxfix.report import Effect, Where
 
-_DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parent / "data"
 
 # A stored UINT8 tensor is read as INT32: as long as no node takes it, it harms nobody.
 _HARMLESS_STORED = frozenset({TensorProto.UINT8})
@@ -71,6 +71,7 @@ class Target:
     board: str = ""
     jetpack: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict, compare=False)  # of board and JetPack, as in the data
+    own: _Matrix | None = field(default=None, compare=False, repr=False)  # not one of the shipped matrices
 
     @property
     def by(self) -> str:
@@ -80,23 +81,23 @@ class Target:
     @property
     def opsets(self) -> tuple[int, int] | None:
         """Lowest and highest opset the release was made for, None when not known."""
-        return _matrix(self.release).opsets
+        return _matrix_of(self).opsets
 
     def supports(self, op: str, domain: str = "") -> bool:
         """Whether the target has the operator at all, whatever limits it puts on it (plugins not counted)."""
-        return _key(op, domain) in _matrix(self.release).rows
+        return _key(op, domain) in _matrix_of(self).rows
 
     def refuses(self, op: str, domain: str = "") -> bool:
         """Whether the target is known to have no importer for it; False for what the matrix doesn't know."""
-        return _key(op, domain) in _matrix(self.release).unsupported
+        return _key(op, domain) in _matrix_of(self).unsupported
 
     def takes_dtype(self, dtype: int) -> bool:
         """Whether tensors of this TensorProto.DataType may occur in a network at all."""
-        return dtype not in _matrix(self.release).dtypes_refused
+        return dtype not in _matrix_of(self).dtypes_refused
 
     def narrows(self, dtype: int) -> bool:
         """Whether the parser turns tensors of this TensorProto.DataType into a narrower one without an error."""
-        return dtype in _matrix(self.release).dtypes_narrowed
+        return dtype in _matrix_of(self).dtypes_narrowed
 
 
 # ---- targets ----
@@ -111,10 +112,12 @@ def targets() -> list[str]:
 
 @functools.cache
 def target(name: str) -> Target:
-    """The target of that name; a patch release ("trt-8.2.1") counts as its minor one.
+    """The target of that name; a patch release ("trt-8.2.1") counts as its minor one, a .json is a matrix file.
 
     Raises TargetError for a name that stands for none.
     """
+    if name.endswith(".json"):
+        return _of_file(Path(name))
     data = _targets()
     wanted = name.strip().lower()
     wanted = data["aliases"].get(wanted, wanted)
@@ -141,6 +144,21 @@ def target(name: str) -> Target:
     raise TargetError(f"no target '{name}': {hint}")
 
 
+def of_data(data: Mapping[str, Any], name: str = "") -> Target:
+    """A target that is judged by matrix data of the format of `data/matrix`, such as a probe gives."""
+    release = str(data["release"])
+    full = release if release.startswith("rtx") else f"trt-{release}"
+    label = f"{data['product']} {data['version']}"
+    return Target(name or full, release, label, own=_compiled(full, data))
+
+
+def _of_file(path: Path) -> Target:
+    try:
+        return of_data(json.loads(path.read_text(encoding="utf-8")), str(path))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise TargetError(f"{path}: is no matrix file ({type(error).__name__}: {error})") from error
+
+
 def _neighbours(wanted: str, releases: list[str]) -> list[str]:
     """For a TensorRT version the data lacks ("trt-8.3"), the releases next to it of the same major."""
     asked = re.fullmatch(r"trt-(\d+)\.(\d+)(\.\d+)*", wanted)
@@ -153,7 +171,7 @@ def _neighbours(wanted: str, releases: list[str]) -> list[str]:
 
 @functools.cache
 def _targets() -> dict[str, Any]:
-    data: dict[str, Any] = json.loads((_DATA / "targets.json").read_text(encoding="utf-8"))
+    data: dict[str, Any] = json.loads((DATA / "targets.json").read_text(encoding="utf-8"))
     return data
 
 
@@ -162,7 +180,7 @@ def _targets() -> dict[str, Any]:
 
 def judge(node: Node, target: Target) -> Verdict | None:
     """What the target does not take of this node; None when it takes it. Bodies are not looked into."""
-    return _judge(node, _matrix(target.release), Facts())
+    return _judge(node, _matrix_of(target), Facts())
 
 
 def judge_graph(graph: Graph, target: Target, *, live_only: bool = False) -> Iterator[tuple[Node, Verdict]]:
@@ -172,7 +190,7 @@ def judge_graph(graph: Graph, target: Target, *, live_only: bool = False) -> Ite
     uses and what could be folded the parser does meet, and refuse: such verdicts say so in `moot`, and
     `live_only` drops them. Cost: linear in the nodes, beside the inference of types.
     """
-    matrix = _matrix(target.release)
+    matrix = _matrix_of(target)
     facts = Facts()
     for scope in _met(graph, matrix):
         unused: set[Node] | None = None
@@ -198,7 +216,7 @@ def judge_interface(graph: Graph, target: Target) -> Iterator[tuple[Where, Verdi
     It imports all of them, wanted or not. Those that a node reads are in that node's verdict. The place has "input"
     or "initializer" for an operator, and the tensor as its output.
     """
-    matrix = _matrix(target.release)
+    matrix = _matrix_of(target)
     for scope in _met(graph, matrix):
         if scope.kind == "graph":
             for info in scope.proto.input:
@@ -439,10 +457,17 @@ def _at_border(node: Node, name: str, ops: frozenset[str]) -> bool:
     return graph.kind == "graph" and graph.is_output(name) and not graph.uses(name)
 
 
+def _matrix_of(target: Target) -> _Matrix:
+    return target.own or _matrix(target.release)
+
+
 @functools.cache
 def _matrix(release: str) -> _Matrix:
     name = release if release.startswith("rtx") else f"trt-{release}"
-    data = json.loads((_DATA / "matrix" / f"{name}.json").read_text(encoding="utf-8"))
+    return _compiled(name, json.loads((DATA / "matrix" / f"{name}.json").read_text(encoding="utf-8")))
+
+
+def _compiled(name: str, data: Mapping[str, Any]) -> _Matrix:
     shared = {key: _limit(value) for key, value in data["shared"].items()}
     rules = data["rules"]
 

@@ -49,11 +49,10 @@ def judge(target: Target, findings: Iterable[Finding], checks: Sequence[Check] =
             return Judgement("refused", f"parsed by {_who(parser)}, but {_counted(found)} by {target.by}")
         done = "parsed and built" if build is not None else "parsed"
         return Judgement("proved", f"{done} by {_who(parser)}, the parser of {target.label} itself")
-    word = by_matrix(found)
     said = f"target {target.label} by matrix only"
-    if word == "unverified":
+    if found:
         said = f"{said}: {_counted(found)}"
-    return Judgement(word, "; ".join(filter(None, [_elsewhere(checks), said])))
+    return Judgement(by_matrix(found), "; ".join(filter(None, [_elsewhere(checks), said])))
 
 
 def by_matrix(findings: Iterable[Finding]) -> str:

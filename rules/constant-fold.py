@@ -5,7 +5,7 @@ from onnxfix.rule import Context, Edit, Node, Rule
 class ConstantFold(Rule):
     ops = ("*",)
     when = "always"
-    options = {"max_mib": 16}
+    options = {"max_mib": 16}  # noqa: RUF012
 
     def match(self, node: Node, ctx: Context) -> folding.Fold | None:
         if not folding.constant_inputs(node) or not folding.foldable(node):

@@ -5,7 +5,10 @@ from onnxfix.rule import Context, Edit, Node, Rule, Safety
 
 _EXACT = ("CastLike", "CenterCropPad", "GreaterOrEqual", "LessOrEqual", "SequenceMap")  # the rule function-exact
 # Other rules do better with these; a Bernoulli draws other numbers than its body.
-_ELSEWHERE = ("Bernoulli", "Clip", "Range", "ReduceLogSumExp", "DynamicQuantizeLinear", "LayerNormalization", "GroupNormalization")
+_ELSEWHERE = (
+    *("Bernoulli", "Clip", "Range", "ReduceLogSumExp", "DynamicQuantizeLinear"),
+    *("LayerNormalization", "GroupNormalization"),
+)
 
 
 class FunctionBody(Rule):

@@ -5,7 +5,6 @@ import numpy as np
 from onnx import TensorProto
 
 from onnxfix import emit
-from onnxfix.lowering import elementwise
 from onnxfix.rule import Context, Edit, Node, Rule, Safety, Skip
 
 _MODES = {"bilinear": "linear", "linear": "linear", "nearest": "nearest", "bicubic": "cubic", "cubic": "cubic"}
@@ -41,12 +40,12 @@ class GridSample(Rule):
         return _Sampling(channels, sizes, mode)
 
     def rewrite(self, node: Node, found: _Sampling, edit: Edit, ctx: Context) -> None:
-        graph, x, count = node.graph, node.input(0), len(found.sizes)
+        graph, x, axes = node.graph, node.input(0), len(found.sizes)
         grid = emit.cast(edit, node.input(1), TensorProto.FLOAT)
         taps: list[list[tuple[str, str | None]]] = []  # for each axis: (place, weight) of each of its taps
         for axis, size in enumerate(found.sizes):
             # The grid's last axis holds x, y, z: the innermost axis comes first.
-            place = emit.slice_(edit, grid, [count - 1 - axis], [count - axis], [count + 1])
+            place = emit.slice_(edit, grid, [axes - 1 - axis], [axes - axis], [axes + 1])
             place = emit.reshape(edit, place, [0, 1, -1])
             taps.append(self._taps(edit, node, found.mode, self._pixel(edit, node, place, size), size))
         places: list[str] = []
@@ -68,7 +67,8 @@ class GridSample(Rule):
             taken = edit.add("Mul", [taken, emit.cast(edit, emit.concat(edit, weights, 2), graph.dtype(x))])
         if len(places) > 1:
             taken = emit.reduce(edit, "ReduceSum", emit.reshape(edit, taken, [0, 0, len(places), -1]), [2], keepdims=0)
-        edit.note = f"{node.attr('mode')} sampling is written out: {len(places)} pixel{'s' * (len(places) > 1)} gathered and weighted"
+        count = f"{len(places)} pixels" if len(places) > 1 else "one pixel"
+        edit.note = f"{node.attr('mode')} sampling is written out: {count} gathered for each point of the grid"
         edit.replace_node(node, self._shaped(edit, node, taken, found))
 
     @staticmethod

@@ -17,7 +17,7 @@ class _Unrolled:
 class LoopConstant(Rule):
     ops = ("Loop",)
     when = "always"
-    options = {"max_nodes": 2000}
+    options = {"max_nodes": 2000}  # noqa: RUF012
 
     def match(self, node: Node, ctx: Context) -> _Unrolled | None:
         body = node.bodies["body"]

@@ -1,5 +1,4 @@
 from dataclasses import dataclass
-from typing import Optional
 
 import numpy as np
 import onnx
@@ -43,7 +42,7 @@ class _Weights:
     zero: np.ndarray  # [directions], of the values' dtype
 
 
-_Found = tuple[_Weights, _Weights, Optional[np.ndarray]]  # of the input, of the state, and the bias
+_Found = tuple[_Weights, _Weights, np.ndarray | None]  # of the input, of the state, and the bias
 
 
 class DynamicQuantizeLSTM(Rule):

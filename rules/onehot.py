@@ -9,7 +9,7 @@ from onnxfix.rule import Context, Edit, Node, Rule, Skip
 
 class OneHot(Rule):
     ops = ("OneHot",)
-    options = {"max_depth": 65536}
+    options = {"max_depth": 65536}  # noqa: RUF012
 
     def match(self, node: Node, ctx: Context) -> int | None:
         graph = node.graph

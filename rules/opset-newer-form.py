@@ -13,7 +13,8 @@ _NAMES = {"linear": "bilinear", "cubic": "bicubic"}
 
 
 def _reduce(node: Node, edit: Edit) -> None:
-    axes = [int(v) for v in node.graph.const(node.input(1)).reshape(-1)] if node.input(1) else []  # type: ignore[union-attr]
+    held = node.graph.const(node.input(1)) if node.input(1) else None
+    axes = [] if held is None else [int(v) for v in held.reshape(-1)]
     edit.set_inputs(node, [node.input(0)])
     edit.set_attr(node, "noop_with_empty_axes", None)
     edit.set_attr(node, "axes", axes or None)
@@ -44,7 +45,8 @@ def _split_fits(node: Node) -> str:
         return ""
     shape = node.graph.shape(node.input(0))
     size = shape[elementwise.axis_of(node.attr("axis"), len(shape))] if shape else None
-    return "" if isinstance(size, int) and size % (node.attr("num_outputs") or 1) == 0 else "its parts may differ in size"
+    even = isinstance(size, int) and size % (node.attr("num_outputs") or 1) == 0
+    return "" if even else "its parts may differ in size"
 
 
 @dataclass(frozen=True)
@@ -92,8 +94,8 @@ class OpsetNewerForm(Rule):
                 reason = "" if same else f"it has no form at opset {version}"
             if reason:
                 raise Skip(
-                    f"{refused[0].op} has a form that this target reads at opset {version}, but {other.where()} keeps the "
-                    f"model at opset {present}: {reason}"
+                    f"{refused[0].op} has a form that this target reads at opset {version}, but {other.where()} keeps "
+                    f"the model at opset {present}: {reason}"
                 )
         return _Plan(version, rewritten)
 
@@ -104,4 +106,4 @@ class OpsetNewerForm(Rule):
             edit.mark(other)
         edit.set_opset(found.version)
         ops = ", ".join(sorted({n.op for n in found.rewrite}))
-        edit.note = f"the model is written for opset {found.version} instead of {present}: {ops} in the form the target reads"
+        edit.note = f"the model is written for opset {found.version} instead of {present}, for the older form of {ops}"

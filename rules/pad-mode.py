@@ -17,8 +17,10 @@ class PadMode(Rule):
         sizes = pad.cropped(node.graph, node.input(0), padding)
         for axis in padding.moved:
             size, most = sizes[axis], max(padding.begins[axis], padding.ends[axis])
-            if size is not None and mode != "edge" and most > size - (mode == "reflect"):
-                raise Skip(f"axis {axis} has {size} elements, too few to {mode} {most}")
+            if mode == "reflect" and size is not None and most >= size:
+                raise Skip(f"axis {axis} has {size} elements, too few to reflect {most}")
+            if mode == "wrap" and size is None and most > 0:
+                raise Skip(f"how often axis {axis} is wrapped around depends on its size; freeze it")
         return padding
 
     def rewrite(self, node: Node, padding: pad.Padding, edit: Edit, ctx: Context) -> None:

@@ -1,4 +1,4 @@
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 
@@ -6,8 +6,7 @@ from onnxfix.lowering import quant
 from onnxfix.lowering.quant import Quantised
 from onnxfix.rule import Context, Edit, Node, Rule, Safety, Skip
 
-
-_Found = tuple[Quantised, Quantised, Optional[Quantised]]  # left, right, result (None: FLOAT)
+_Found = tuple[Quantised, Quantised, Quantised | None]  # left, right, result (None: FLOAT)
 
 
 class QLinearMatMul(Rule):

@@ -2,6 +2,7 @@ import math
 
 from onnx import TensorProto
 
+from onnxfix.lowering import elementwise
 from onnxfix.lowering.dtypes import as_dtype, whole_range
 from onnxfix.rule import Context, Edit, Node, Rule, Skip
 
@@ -26,5 +27,15 @@ class RangeFloat(Rule):
         return dtype
 
     def rewrite(self, node: Node, found: int, edit: Edit, ctx: Context) -> None:
-        ends = [as_dtype(edit, name, TensorProto.INT64) for name in node.inputs]
+        ends = [as_dtype(edit, self._whole(node, name), TensorProto.INT64) for name in node.inputs]
         edit.replace_node(node, edit.add("Cast", [edit.add("Range", ends)], to=found))
+
+    @staticmethod
+    def _whole(node: Node, name: str) -> str:
+        """The integer that a floating-point number was made from, where that counts something; else the number."""
+        cast = node.graph.producer(name)
+        if cast is None or cast.op != "Cast" or node.graph.dtype(cast.input(0)) not in elementwise.INTEGERS:
+            return name
+        bounds = whole_range(node.graph, cast.input(0))
+        # A count beyond what the type holds would make a Range of that many elements.
+        return cast.input(0) if bounds is not None and math.isfinite(bounds[0]) and math.isfinite(bounds[1]) else name

@@ -11,7 +11,7 @@ class SequenceKnown(Rule):
     def match(self, node: Node, ctx: Context) -> list[str] | None:
         found = sequences.elements(node.graph, node.input(0))
         if found is None:
-            raise Skip("what the sequence consists of is only known when the model runs; export without lists of tensors")
+            raise Skip("what the sequence consists of is only known when the model runs; export without lists")
         if not functions.renameable(node):
             return None
         if node.op == "SequenceAt":

@@ -26,7 +26,8 @@ class SequenceSplit(Rule):
         else:
             step = 1
         if not isinstance(size, int):
-            raise Skip(f"the number of parts hangs on dimension {axis} of '{node.input(0)}', which is dynamic; freeze it")
+            place = f"dimension {axis} of '{node.input(0)}'"
+            raise Skip(f"the number of parts hangs on {place}, which is dynamic; freeze it")
         if step < 1 or size == 0:
             raise Skip("there is nothing to split")
         return [min(step, size - i) for i in range(0, size, step)]

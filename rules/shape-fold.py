@@ -10,7 +10,7 @@ class ShapeFold(Rule):
         *("Add", "Sub", "Mul", "Div", "Max", "Min", "ReduceProd", "ConstantOfShape"),
     )
     when = "always"
-    options = {"max_mib": 16}
+    options = {"max_mib": 16}  # noqa: RUF012
 
     def match(self, node: Node, ctx: Context) -> folding.Fold | None:
         graph, result = node.graph, node.output(0)

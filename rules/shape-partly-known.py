@@ -1,6 +1,5 @@
 import numpy as np
 
-
 from onnxfix.rule import Context, Edit, Node, Rule
 
 

@@ -7,7 +7,7 @@ from onnxfix.rule import Context, Edit, Node, Rule, Skip
 
 class Trilu(Rule):
     ops = ("Trilu",)
-    options = {"max_mib": 16}
+    options = {"max_mib": 16}  # noqa: RUF012
 
     def match(self, node: Node, ctx: Context) -> np.ndarray | None:
         graph, source = node.graph, node.input(0)

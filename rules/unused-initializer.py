@@ -18,4 +18,5 @@ class UnusedInitializer(Rule):
     def rewrite(self, node: Graph, found: list[str], edit: Edit, ctx: Context) -> None:
         for name in found:
             edit.drop_initializer(name)
-        edit.note = f"{len(found)} unused initializer{'s' * (len(found) > 1)} of a type that the parser refuses: {', '.join(found[:3])}"
+        what = "an unused initializer goes" if len(found) == 1 else f"{len(found)} unused initializers go"
+        edit.note = f"{what}, of a type that the parser refuses: {', '.join(found[:3])}"

@@ -28,4 +28,5 @@ class UnusedNode(Rule):
             for last in [n for n in waiting if all(n.graph.unused(o) for o in n.proto.output)]:
                 edit.remove(last)
                 del waiting[last]
-        edit.note = f"nothing depends on {node.op}: it goes" + (f", with {len(found) - 1} after it" if len(found) > 1 else "")
+        after = f", with {len(found) - 1} after it" if len(found) > 1 else ""
+        edit.note = f"nothing depends on {node.op}: it goes{after}"

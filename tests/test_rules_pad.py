@@ -31,11 +31,13 @@ def parse(text: str, opset: int = 13) -> onnx.ModelProto:
     return onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": {opset}]>\n{text}')
 
 
-def build(nodes: list[onnx.NodeProto], inputs: list[Any], opset: int, **constants: Any) -> onnx.ModelProto:
-    """A model whose output y has the type that inference gives it."""
+def build(
+    nodes: list[onnx.NodeProto], inputs: list[Any], opset: int, *, shape: Any = None, **constants: Any
+) -> onnx.ModelProto:
+    """A model with the output y, of the shape that inference gives it unless that is stated."""
     tensors = [numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items()]
     kind = inputs[0].type.tensor_type.elem_type
-    graph = helper.make_graph(nodes, "g", inputs, [helper.make_tensor_value_info("y", kind, None)], tensors)
+    graph = helper.make_graph(nodes, "g", inputs, [helper.make_tensor_value_info("y", kind, shape)], tensors)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
     return onnx.shape_inference.infer_shapes(model)
 
@@ -75,10 +77,10 @@ def difference(before: onnx.ModelProto, after: onnx.ModelProto, sizes: Sizes) ->
     worst = 0.0
     for left, right in zip(expected, session(after).run(None, data), strict=True):
         assert left.shape == right.shape and left.dtype == right.dtype
-        if left.size and not np.array_equal(left, right, equal_nan=True):
-            scale = float(np.abs(left[np.isfinite(left)].astype(np.float64)).max(initial=1e-30))
-            error = np.abs(left.astype(np.float64) - right.astype(np.float64))
-            worst = max(worst, float(error.max()) / scale)
+        wide = left.astype(np.float64)
+        scale = float(np.abs(wide[np.isfinite(wide)]).max(initial=1e-30))
+        apart = (left != right) & ~((left != left) & (right != right))
+        worst = max(worst, float(np.abs(wide[apart] - right[apart]).max(initial=0)) / scale)
     return worst
 
 
@@ -139,8 +141,9 @@ def random_window(draw: random.Random) -> tuple[onnx.ModelProto, Sizes]:
     if draw.random() < 0.7:
         amounts = [[0, 0, *(draw.randint(0, 2) for _ in kernel)] for _ in range(2)]
         constants["p"] = np.asarray([side[a] for side in amounts for a in order])
-        lowest = operator == "MaxPool" and draw.random() < 0.5
-        constants["v"] = np.asarray(-np.inf if lowest else 0, np.float32)
+        # Of a window that holds -inf alone ONNX Runtime says the lowest finite number; gaps make such windows.
+        lowest = np.finfo(np.float32).min if "dilations" in attributes else -np.inf
+        constants["v"] = np.asarray(lowest if operator == "MaxPool" and draw.random() < 0.5 else 0, np.float32)
         nodes.append(helper.make_node("Pad", [x, "p", "v"], ["q"]))
         x = "q"
     if last:
@@ -187,7 +190,8 @@ def random_norm(draw: random.Random) -> tuple[onnx.ModelProto, Sizes]:
         lengths = {"s": dims[attributes["axis"] :], "b": dims[attributes["axis"] :]}
     elif operator == "GroupNormalization":
         attributes["num_groups"] = draw.choice([1, 2, 4])
-        lengths = dict.fromkeys("sb", [4 if opset >= 21 else attributes["num_groups"]])
+        count = 4 if opset >= 21 else attributes["num_groups"]
+        lengths = {"s": [count], "b": [count]}
     inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)]
     constants = {}
     for name, sides in lengths.items():
@@ -196,20 +200,20 @@ def random_norm(draw: random.Random) -> tuple[onnx.ModelProto, Sizes]:
         else:
             constants[name] = (np.random.default_rng(2).random(sides) + 0.5).astype(np.float32)
     node = helper.make_node(operator, ["x", *lengths], outputs, **attributes)
-    return build([node], inputs, opset, **constants), {f"d{a}": d for a, d in enumerate(dims)}
+    return build([node], inputs, opset, shape=shape, **constants), {f"d{a}": d for a, d in enumerate(dims)}
 
 
 @pytest.mark.parametrize(
     ("make", "cases", "rules"),
     [
-        (random_pad, 200, {"pad-axes", "pad-constant", "pad-mode", "pad-dtype"}),
+        (random_pad, 400, {"pad-axes", "pad-constant", "pad-mode", "pad-dtype"}),
         (
             random_window,
-            400,
+            800,
             {"pad-before-window", "pad-before-layout", "conv-bias", "conv-weights", "convtranspose-dilated"}
             | {"convtranspose-pads", "maxpool-dilated", "averagepool-window", "pool-lp"},
         ),
-        (random_norm, 150, {"batchnorm-parameters", "batchnorm-training", "instancenorm-parameters"}
+        (random_norm, 300, {"batchnorm-parameters", "batchnorm-training", "instancenorm-parameters"}
             | {"layernorm-missing", "groupnorm-missing"}),
     ],
     ids=["pad", "window", "norm"],
@@ -240,14 +244,13 @@ def test_random_forms_keep_their_numbers(make: Any, cases: int, rules: set[str])
 
 def test_a_mean_far_from_zero_keeps_its_digits() -> None:
     """E[x²] - E[x]² would lose everything here."""
-    text = """g (float[2, 64] x) => (float[2, 64] y) <float[64] s> {
+    model = parse("""g (float[2, 64] x, float[64] s) => (float[2, 64] y) {
         y = LayerNormalization(x, s)
-    }"""
-    model = parse(text.replace(" <float[64] s>", "").replace("(x, s)", "(x, x1)").replace("x)", "x, float[64] x1)", 1), 17)
+    }""", 17)
     fixed, acted = apply(model, "trt-8.5")
     assert acted == ["layernorm-missing"]
     rng = np.random.default_rng(0)
-    data = {"x": (rng.standard_normal((2, 64)) + 1000).astype(np.float32), "x1": np.ones(64, np.float32)}
+    data = {"x": (rng.standard_normal((2, 64)) + 1000).astype(np.float32), "s": np.ones(64, np.float32)}
     wide = data["x"].astype(np.float64)
     wide -= wide.mean(1, keepdims=True)
     expected = wide / np.sqrt((wide**2).mean(1, keepdims=True) + 1e-5)

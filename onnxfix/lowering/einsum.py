@@ -1,8 +1,8 @@
 """Einsum in terms of Transpose, ReduceSum, MatMul and Mul.
 
-Operands are contracted from left to right. Of two operands, each label is one of four: in both and needed later (batch),
-in both and summed over (contracted), or in one of them only (left, right). With the axes ordered batch, left, contracted
-and batch, contracted, right, the sum is a MatMul; with nothing contracted it is a product with inserted axes.
+Operands are contracted from left to right. Of two operands, each label is one of four: in both and needed later
+(batch), in both and summed over (contracted), or in one of them only (left, right). With the axes ordered batch, left,
+contracted and batch, contracted, right, the sum is a MatMul; with nothing contracted it is a product.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Equation:
 
 
 def parse(equation: str, graph: Graph, names: Sequence[str]) -> Equation:
-    """The labels of all axes, with ellipses written out. Raises Skip for what is no valid equation, or of unknown rank."""
+    """The labels of all axes, with ellipses written out. Raises Skip for no valid equation, or an unknown rank."""
     left, arrow, right = equation.replace(" ", "").partition("->")
     terms = left.split(",")
     if len(terms) != len(names):
@@ -123,9 +123,8 @@ class Contraction:
         if not labels:
             return term
         axes = [term.labels.index(label) for label in labels]
-        return Term(
-            emit.reduce(self.edit, "ReduceSum", term.value, axes, keepdims=0), [x for x in term.labels if x not in labels]
-        )
+        summed = emit.reduce(self.edit, "ReduceSum", term.value, axes, keepdims=0)
+        return Term(summed, [x for x in term.labels if x not in labels])
 
     def _diagonals(self, term: Term) -> Term:
         while repeated := next((x for x in term.labels if term.labels.count(x) > 1), None):
@@ -176,11 +175,13 @@ class Contraction:
 
     def _reshape(self, value: str, groups: Sequence[Sequence[str]]) -> str:
         """One axis for each group of labels."""
-        sizes = [self._product(group) for group in groups]
-        dynamic = [s for s in sizes if not isinstance(s, int)]
-        if len(dynamic) <= 1 and 0 not in sizes:
-            return emit.reshape(self.edit, value, [s if isinstance(s, int) else -1 for s in sizes])
-        parts = [s if isinstance(s, str) else np.asarray([s], np.int64) for s in sizes]
+        fixed = [all(isinstance(self.sizes[label], int) for label in group) for group in groups]
+        empty = any(self.sizes[label] == 0 for group in groups for label in group)
+        if fixed.count(False) <= 1 and not empty:
+            sizes = [self._product(group) if known else -1 for group, known in zip(groups, fixed, strict=True)]
+            return emit.reshape(self.edit, value, [s for s in sizes if isinstance(s, int)])
+        measured = [self._product(group) for group in groups]
+        parts = [s if isinstance(s, str) else np.asarray([s], np.int64) for s in measured]
         return str(self.edit.add("Reshape", [value, emit.concat(self.edit, parts, 0)]))
 
     def _product(self, labels: Sequence[str]) -> int | str:

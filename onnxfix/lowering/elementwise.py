@@ -47,7 +47,7 @@ def rank_of(graph: Graph, name: str) -> int:
     return rank
 
 
-def dtype_of(graph: Graph, name: str) -> np.dtype:  # type: ignore[type-arg]
+def dtype_of(graph: Graph, name: str) -> np.dtype:
     """The NumPy dtype of a value. Raises Skip when it is not known."""
     dtype = graph.dtype(name)
     if dtype == TensorProto.UNDEFINED:

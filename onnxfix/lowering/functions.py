@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import onnx
 from onnx import AttributeProto, FunctionProto, NodeProto, TypeProto
@@ -103,9 +104,8 @@ def same_opsets(scope: FunctionProto, graph: Graph) -> None:
         if here == there or here == 0 or (domain, proto.op_type) in graph.root.functions:
             continue
         if not same_meaning(proto, there, here):
-            raise Skip(
-                f"its body is written for opset {there}, and {proto.op_type} is another at opset {here}, which the model has"
-            )
+            found = f"{proto.op_type} is another at opset {here}, which the model has"
+            raise Skip(f"its body is written for opset {there}, and {found}")
 
 
 def walk(nodes: Sequence[NodeProto]) -> list[NodeProto]:
@@ -125,7 +125,7 @@ def walk(nodes: Sequence[NodeProto]) -> list[NodeProto]:
 @functools.cache
 def defined_by_function() -> tuple[str, ...]:
     """Operators of ai.onnx that have a function body at some opset."""
-    found = (s for s in onnx.defs.get_all_schemas_with_history() if s.domain == "")
+    found: list[Any] = [s for s in onnx.defs.get_all_schemas_with_history() if s.domain == ""]
     return tuple(sorted({s.name for s in found if s.has_function or s.has_context_dependent_function}))
 
 
@@ -134,7 +134,7 @@ def standard_body(node: Node) -> FunctionProto:
 
     Raises Skip when there is none for this opset, or when it hangs on types that are not known.
     """
-    found = schema(node.op, node.domain, node.opset)
+    found: Any = schema(node.op, node.domain, node.opset)  # onnx's stubs lack what is asked of it here
     if found is None or not has_body(node.op, node.domain, node.opset):
         raise Skip(f"the standard defines {node.op} of opset {node.opset} by no other operators")
     if found.has_function:
@@ -187,8 +187,8 @@ def lacking(body: FunctionProto, ctx: Context, opset: int) -> list[str]:
 
 def has_body(op: str, domain: str, opset: int) -> bool:
     """Whether the standard defines the operator by others."""
-    found = schema(op, domain, opset)
-    return found is not None and (found.has_function or found.has_context_dependent_function)
+    found: Any = schema(op, domain, opset)
+    return found is not None and bool(found.has_function or found.has_context_dependent_function)
 
 
 def body_for(node: Node, ctx: Context) -> FunctionProto | None:
@@ -213,8 +213,8 @@ def write_out(node: Node, body: FunctionProto, edit: Edit, ctx: Context) -> None
     if ctx.supports(node.op):
         # The target has the operator and refuses this form of it: there, every node of the body must be taken.
         for added in edit.added:
-            verdict = ctx.judge(added) if ctx.refused(added) and not has_body(added.op, added.domain, added.opset) else None
-            if verdict is not None:
+            verdict = ctx.judge(added)
+            if verdict is not None and ctx.refused(added) and not has_body(added.op, added.domain, added.opset):
                 raise Skip(f"its definition needs {added.op}, and {verdict.reason}")
     count = f"{len(edit.added)} nodes" if len(edit.added) > 1 else "1 node"
     edit.note = f"{node.op} is written out as the ONNX standard defines it: {count}"

@@ -123,7 +123,10 @@ def cropped(graph: Graph, name: str, padding: Padding) -> list[int | None]:
 
 
 def repeat(edit: Edit, x: str, mode: str, axis: int, begin: int, end: int, size: int | None) -> str:
-    """`x` grown along one axis by its own elements: reflect, edge or wrap. `size` is the axis' length."""
+    """`x` grown along one axis by its own elements: reflect, edge or wrap.
+
+    `size` is the axis' length, None where it is not known, which only reflect and edge take.
+    """
     if size is not None:
         index = np.pad(np.arange(size), (begin, end), mode=mode)  # type: ignore[call-overload]
         return str(edit.add("Gather", [x, index.astype(np.int64)], axis=axis))
@@ -136,15 +139,11 @@ def repeat(edit: Edit, x: str, mode: str, axis: int, begin: int, end: int, size:
 
 
 def _before(edit: Edit, x: str, mode: str, axis: int, count: int) -> str:
-    if mode == "wrap":
-        return emit.slice_(edit, x, [-count], [_LAST], [axis])
     index = range(count, 0, -1) if mode == "reflect" else [0] * count
     return str(edit.add("Gather", [x, emit.ints(index)], axis=axis))
 
 
 def _behind(edit: Edit, x: str, mode: str, axis: int, count: int) -> str:
-    if mode == "wrap":
-        return emit.slice_(edit, x, [0], [count], [axis])
     if mode == "reflect":
         tail = emit.slice_(edit, x, [-count - 1], [-1], [axis])
         return str(edit.add("Gather", [tail, emit.ints(range(count - 1, -1, -1))], axis=axis))

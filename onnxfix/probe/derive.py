@@ -35,11 +35,15 @@ _ORDER = [DTYPE[d] for d in (
 
 
 def rows(
-    cases: Iterable[Case], outcomes: Mapping[str, Outcome], refused: frozenset[str], border: frozenset[str]
+    cases: Iterable[Case],
+    outcomes: Mapping[str, Outcome],
+    importers: Mapping[str, bool],
+    refused: frozenset[str],
+    border: frozenset[str],
 ) -> tuple[dict[str, list[Limit]], list[str], list[str]]:
     """Limits by operator, the operators without importer, and those taken at a border dtype.
 
-    `refused` are the dtypes taken nowhere, `border` those taken at the border of a network: rules of their own.
+    `importers` is what the parser says of itself, `refused` are the dtypes taken nowhere, `border` those taken at the border of a network: rules of their own.
     """
     by_op: dict[str, list[Case]] = defaultdict(list)
     for case in cases:
@@ -50,13 +54,13 @@ def rows(
     for op, asked in sorted(by_op.items()):
         answers = [outcomes[c.name] for c in asked]
         if not any(a.taken for a in answers):
-            if any(a.no_importer for a in answers):
+            if not importers.get(op, True) or all(a.no_importer for a in answers):
                 missing.append(op)
             else:
                 found[op] = [_never(asked[0].spec.op, answers)]
             continue
         found[op] = list(_limits(asked, outcomes, refused | border))
-        if any(c.about.startswith("dtype 0") and c.value in border and outcomes[c.name].taken for c in asked):
+        if any(c.about.startswith("dtype ") and c.value in border and outcomes[c.name].taken for c in asked):
             at_border.append(op)
     return found, missing, at_border
 
@@ -91,15 +95,12 @@ def _limits(asked: list[Case], outcomes: Mapping[str, Outcome], general: frozens
             merged = answers[about][version]
             for value, taken in said.items():
                 merged[value] = merged.get(value, False) or taken
+    _settle_dtypes(answers, general)
     for about in sorted(answers):
         kind, _, subject = about.partition(" ")
         build = _BUILD.get(kind)
         if build is None:
             continue
-        if kind == "dtype":
-            answers[about] = {
-                v: {x: taken for x, taken in said.items() if x not in general} for v, said in answers[about].items()
-            }
         for number, (low, high, said) in enumerate(_spans(answers[about], versions(spec.op, spec.domain))):
             limit = build(spec.op, spec.domain, subject, said)
             if limit is None:
@@ -110,6 +111,27 @@ def _limits(asked: list[Case], outcomes: Mapping[str, Outcome], general: frozens
             if high:
                 bounds["opset_max"] = high
             yield {"id": limit.pop("id"), "effect": "reject", **bounds, **limit, "basis": "probe"}
+
+
+def _settle_dtypes(answers: dict[str, dict[int, Verdicts]], general: frozenset[str]) -> None:
+    """Leave of the answers about dtypes what is the variable's own: no general rule, no mere difference to another."""
+    for about in [a for a in answers if a.startswith("dtype ")]:
+        plain = about.removesuffix(" at run time")
+        for version, said in answers[about].items() if plain == about else answers.pop(about).items():
+            kept = answers[plain][version]
+            for value, taken in list(said.items()):
+                kept[value] = kept.get(value, False) or taken
+                if value in general:
+                    del kept[value]
+    for about in [a for a in answers if a.startswith("together ")]:
+        for variable in about.split()[1:]:
+            for version, together in answers[about].items():
+                alone = answers.get(f"dtype {variable}", {}).get(version, {})
+                only_together = [v for v, taken in alone.items() if not taken and together.get(v)]
+                for value in only_together:
+                    alone[value] = True
+                if only_together:
+                    answers[f"alike {about.partition(' ')[2]}"][version]["differ"] = False
 
 
 def _version(case: Case) -> int:
@@ -141,39 +163,49 @@ def _dtype(op: str, domain: str, subject: str, said: Verdicts) -> Limit | None:
     _, refused = _split(said)
     if not refused:
         return None
-    bound = [int(i) for i in subject.split(",")]
     listed = [d for d in _ORDER if d in refused] + sorted(set(refused) - set(_ORDER))
-    several = len(bound) > 1 and bound[0] == 0
-    name = "inputs" if several else "the input" if bound[0] == 0 else f"input {bound[0]}"
+    bound = inputs_of(op, domain, int(subject))
+    several = len(bound) > 1 or _variadic(op, domain, bound[0])
+    name = "inputs" if several else "the input" if bound[0] == 0 else formal(op, domain, bound[0])
+    which: Any = "any" if several and bound == all_inputs(op, domain) else bound if several else bound[0]
     return {
-        "id": "dtype" if bound[0] == 0 else f"dtype-of-{bound[0]}",
-        "need": {"input": bound if several else bound[0], "dtype_not_in": listed},
+        "id": "dtype" if bound[0] == 0 else f"{identity(formal(op, domain, bound[0]))}-dtype",
+        "need": {"input": which, "dtype_not_in": listed},
         "if_unknown": "taken",
         "text": f"{name} may not be {names(listed)}",
     }
+
+
+def _alike(op: str, domain: str, subject: str, said: Verdicts) -> Limit | None:
+    bound = [int(i) for i in subject.split()]
+    called = names([formal(op, domain, i) for i in bound]).replace(" or ", " and ")
+    need = {"input": bound, "same_dtype": True}
+    return {"id": "same-dtype", "need": need, "if_unknown": "taken", "text": f"{called} must have the same dtype"}
 
 
 def _attribute(op: str, domain: str, subject: str, said: Verdicts) -> Limit | None:
     taken, refused = _split(said)
     if not refused:
         return None
-    identity = subject.replace("_", "-").lower()
+    own = identity(subject)
     if not taken:
-        return {"id": identity, "need": {"attr": subject, "absent": True}, "text": f"{subject} is refused"}
+        return {"id": own, "need": {"attr": subject, "absent": True}, "text": f"{subject} is refused"}
     if set(said) <= set(DTYPE.values()):
         listed = [d for d in _ORDER if d in taken] + sorted(set(taken) - set(_ORDER))
         return {
-            "id": identity,
+            "id": own,
             "need": {"attr": subject, "dtype_in": listed},
             "text": f"{subject} may only be {names(listed)}",
         }
     values = [_number(v) for v in taken]
+    if len(values) > 1 and any(isinstance(v, float) for v in values):
+        return None  # a bound somewhere between the numbers tried
     if subject == "pads":
         return _pads(taken)
     if any(str(v).startswith("[") for v in said):
-        return {"id": identity, "need": {"attr": subject, "each_in": [1]}, "text": f"{subject} other than 1 are refused"}
+        return {"id": own, "need": {"attr": subject, "each_in": [1]}, "text": f"{subject} other than 1 are refused"}
     text = f"{subject} may only be {names(values)}" if len(values) > 1 else f"{subject} must be {values[0]}"
-    return {"id": identity, "need": {"attr": subject, "in": values}, "text": text}
+    return {"id": own, "need": {"attr": subject, "in": values}, "text": text}
 
 
 def _pads(taken: list[str]) -> Limit | None:
@@ -200,9 +232,9 @@ def _number(text: Any) -> Any:
 
 def _input(op: str, domain: str, subject: str, said: Verdicts) -> Limit | None:
     index, name = int(subject), formal(op, domain, int(subject))
-    identity = "constant" if index == 0 else name.replace("_", "-").lower()
+    own = "constant" if index == 0 else identity(name)
     if said.get(RUN_TIME) and said.get(STORED) is False and index == 0:
-        return {"id": identity, "need": {"input": 0, "constant": "never"}, "text": "the input may not be an initializer"}
+        return {"id": own, "need": {"input": 0, "constant": "never"}, "text": "the input may not be an initializer"}
     if said.get(RUN_TIME, True) or not said.get(STORED):
         return None
     for how, kind, text in (
@@ -212,7 +244,7 @@ def _input(op: str, domain: str, subject: str, said: Verdicts) -> Limit | None:
         (STORED, "initializer", "must be an initializer"),
     ):
         if said.get(how):
-            return {"id": identity, "need": {"input": index, "constant": kind}, "text": f"{name} {text}"}
+            return {"id": own, "need": {"input": index, "constant": kind}, "text": f"{name} {text}"}
     return None
 
 
@@ -240,7 +272,7 @@ def _rank(op: str, domain: str, subject: str, said: Verdicts) -> Limit | None:
 
 
 def _dims(op: str, domain: str, subject: str, said: Verdicts) -> Limit | None:
-    if said.get("free", True) or not said.get("fixed"):
+    if not said.get("fixed") or said.get("first free", True) or said.get("last free", True):
         return None
     return {"id": "static", "need": {"input": 0, "static": True}, "text": "the shape of the input must be fixed"}
 
@@ -251,11 +283,12 @@ def _left(op: str, domain: str, subject: str, said: Verdicts) -> Limit | None:
     index = int(subject.split()[-1])
     name = formal(op, domain, index)
     need = {"input": index, "present": True}
-    return {"id": f"{name.replace('_', '-').lower()}-present", "need": need, "text": f"{name} must be given"}
+    return {"id": f"{identity(name)}-present", "need": need, "text": f"{name} must be given"}
 
 
 _BUILD: dict[str, Callable[[str, str, str, Verdicts], Limit | None]] = {
     "dtype": _dtype,
+    "alike": _alike,
     "attribute": _attribute,
     "input": _input,
     "outputs": _outputs,
@@ -263,6 +296,33 @@ _BUILD: dict[str, Callable[[str, str, str, Verdicts], Limit | None]] = {
     "dims": _dims,
     "left": _left,
 }
+
+
+@functools.cache
+def inputs_of(op: str, domain: str, index: int) -> list[int]:
+    """The inputs that share the type of this one, in the operator's newest schema."""
+    found = schema(op, domain, versions(op, domain)[-1])
+    formals = list(found.inputs) if found else []
+    if index >= len(formals):
+        return [index]
+    return [i for i, f in enumerate(formals) if f.type_str == formals[index].type_str]
+
+
+def _variadic(op: str, domain: str, index: int) -> bool:
+    found = schema(op, domain, versions(op, domain)[-1])
+    formals = list(found.inputs) if found else []
+    return bool(formals) and formals[min(index, len(formals) - 1)].option.name == "Variadic"
+
+
+def all_inputs(op: str, domain: str) -> list[int]:
+    """The positions of all inputs of an operator's newest schema."""
+    found = schema(op, domain, versions(op, domain)[-1])
+    return list(range(len(found.inputs))) if found else []
+
+
+def identity(text: str) -> str:
+    """Words as a limit's id."""
+    return text.replace("_", "-").lower()
 
 
 @functools.cache

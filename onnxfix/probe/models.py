@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,6 +20,7 @@ import numpy as np
 import onnx
 from onnx import AttributeProto, ModelProto, TensorProto, helper, numpy_helper, shape_inference
 from onnx.defs import OpSchema
+from onnx.reference import ReferenceEvaluator
 
 from onnxfix.graph import attribute_value, schema
 from onnxfix.limits import DTYPE
@@ -57,6 +59,9 @@ _MODES = {
     "TensorScatter": ("linear", "circular"),
 }
 _DTYPE_ATTRIBUTES = frozenset({"to", "dtype", "output_dtype", "softmax_precision", "stash_type", "output_datatype"})
+_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
+# Questions whose answer ONNX's inference does not vouch for: the reference evaluator must take the model too.
+_RUN = ("rank", "attribute", "left")
 # A change of these needs other shapes too: the node tests hold such models.
 _FIXED = frozenset({
     "kernel_shape", "axes", "perm", "shape", "sizes", "group", "split", "hidden_size", "blocksize", "num_heads",
@@ -92,6 +97,7 @@ RECIPES: tuple[tuple[int, str], ...] = (
     (22, "(int8[2,2] x, float s) => (float[2,2] y) <int8 z = {0}> { y = DequantizeLinear(x, s, z) }"),
     (22, "(float[2,3] x) => (float[2,3] y) <int64[1] a = {1}> { y = CumSum(x, a) }"),
     (22, "(float[2,3] x) => (int64[2,1] y) { y = ArgMax<axis=1>(x) }"),
+    (24, "(float[1,2,4,4] p, float[1,2,1,4] u, int64[1] w) => (float[1,2,4,4] y) { y = TensorScatter(p, u, w) }"),
     (22, "(float[2,5] x) => (float[2,2] y, int64[2,2] i) <int64[1] k = {2}> { y, i = TopK(x, k) }"),
 )  # fmt: skip
 
@@ -139,7 +145,7 @@ class Case:
 
     spec: Spec
     base: str  # the node it is a copy of
-    about: str  # "base", "dtype T", "attribute mode", "input 1", "outputs", "rank", "dims" or "left out 2"
+    about: str  # "base", "dtype 0", "together 0 1", "attribute mode", "input 1", "outputs", "rank", …
     value: Any
     model: ModelProto
 
@@ -302,7 +308,7 @@ def _questions(name: str, spec: Spec) -> Iterator[Case]:
         *_left_out(spec, found),
     ):
         case = _case(changed, name, about, value)
-        if case is not None:
+        if case is not None and (about.split()[0] not in _RUN or isinstance(value, str) and value.isalpha() or _runs(case)):
             yield case
 
 
@@ -310,19 +316,35 @@ _Change = tuple[str, Any, Spec]
 
 
 def _dtypes(spec: Spec, found: OpSchema) -> Iterator[_Change]:
-    for constraint in found.type_constraints:
-        variable = constraint.type_param_str
-        bound = [i for i, f in enumerate(spec.inputs) if f is not None and _formal(found, i).type_str == variable]
-        if not bound:
-            continue
-        for text in sorted(constraint.allowed_type_strs):
-            dtype = _dtype(text)
-            if dtype is None:
-                continue
-            changed = spec
-            for i in bound:
-                changed = changed.with_input(i, _retyped(spec.inputs[i], dtype))
-            yield f"dtype {','.join(map(str, bound))}", DTYPE[dtype], changed
+    variables: dict[str, list[int]] = {}
+    for i, feed in enumerate(spec.inputs):
+        if feed is not None:
+            variables.setdefault(_formal(found, i).type_str, []).append(i)
+    allowed = {c.type_param_str: {_dtype(t) for t in c.allowed_type_strs} - {None} for c in found.type_constraints}
+    at_run_time = replace(spec, inputs=tuple(f and replace(f, how=RUN_TIME) for f in spec.inputs))
+    for start, note in ((spec, ""), (at_run_time, " at run time")):
+        for variable, bound in variables.items():
+            for dtype in sorted(d for d in allowed.get(variable, ()) if d):
+                yield f"dtype {bound[0]}{note}", DTYPE[dtype], _typed(start, bound, dtype)
+    # Several variables at once, where they now have the same dtype.
+    first = spec.inputs[0] if spec.inputs else None
+    alike = [v for v, bound in variables.items() if first and all(_of(spec, i) == first.dtype for i in bound)]
+    if len(alike) > 1:
+        for dtype in sorted(d for d in set.intersection(*(set(allowed.get(v, ())) for v in alike)) if d):
+            yield f"together {' '.join(str(variables[v][0]) for v in alike)}", DTYPE[dtype], _typed(
+                spec, [i for v in alike for i in variables[v]], dtype
+            )
+
+
+def _of(spec: Spec, index: int) -> int:
+    feed = spec.inputs[index]
+    return feed.dtype if feed else 0
+
+
+def _typed(spec: Spec, bound: Iterable[int], dtype: int) -> Spec:
+    for i in bound:
+        spec = spec.with_input(i, _retyped(spec.inputs[i], dtype))
+    return spec
 
 
 def _formal(found: OpSchema, index: int) -> Any:
@@ -367,7 +389,7 @@ def _values(spec: Spec, name: str, attribute: Any) -> Iterable[Any]:
     if attribute.type == kinds.STRING:
         return _MODES.get(spec.op, ()) if name == "mode" else _STRINGS.get(name, ())
     if name in _DTYPE_ATTRIBUTES:
-        return sorted(d for d in DTYPE if d)
+        return _FLOATS if name in ("stash_type", "softmax_precision") else sorted(d for d in DTYPE if d)
     if attribute.type == kinds.INT:
         default = helper.get_attribute_value(attribute.default_value) if attribute.default_value.type else now
         return (0, 1) if default in (0, 1, None) and name != "axis" else ()
@@ -409,7 +431,7 @@ def _ranks(spec: Spec) -> Iterator[_Change]:
     if first is None:
         return
     alike = [i for i, f in enumerate(spec.inputs) if f and len(f.dims) == len(first.dims) and f.dtype == first.dtype]
-    for rank in RANKS:
+    for rank in (*RANKS, 8, 9) if spec.op == "Relu" else RANKS:
         changed = spec
         for i in alike:
             changed = changed.with_input(i, _reshaped(spec.inputs[i], rank))
@@ -430,14 +452,18 @@ def _dims(spec: Spec) -> Iterator[_Change]:
     if first is None or not first.dims or first.how != RUN_TIME:
         return
     yield "dims", "fixed", spec
-    free = tuple(f"d{i}" for i in range(len(first.dims)))
-    yield "dims", "free", spec.with_input(0, replace(first, dims=free))
+    last = len(first.dims) - 1
+    for value, axes in (("first free", {0}), ("last free", {last}), ("all free", set(range(last + 1)))):
+        dims = tuple(f"d{i}" if i in axes else d for i, d in enumerate(first.dims))
+        yield "dims", value, spec.with_input(0, replace(first, dims=dims))
 
 
 def _left_out(spec: Spec, found: OpSchema) -> Iterator[_Change]:
     for index, feed in enumerate(spec.inputs):
         if feed is None or _formal(found, index).option != OpSchema.FormalParameterOption.Optional:
             continue
+        if any(a.type == AttributeProto.GRAPH for a in spec.attributes):
+            return  # a Loop without its trip count may never end
         changed = spec.with_input(index, None)
         kept = list(changed.inputs)
         while kept and kept[-1] is None:
@@ -458,6 +484,29 @@ def _case(spec: Spec, base: str, about: str, value: Any) -> Case | None:
     except _INVALID:
         return None  # ONNX itself does not take it
     return None if model is None else Case(spec, base, about, value, model)
+
+
+def _runs(case: Case) -> bool:
+    """Whether ONNX's reference evaluator gets through, or cannot tell: random numbers of one seed."""
+    random = np.random.default_rng(0)
+    feeds = {}
+    for index, feed in enumerate(case.spec.inputs):
+        if feed is None or feed.how != RUN_TIME:
+            continue
+        dims = [int(d) for d in feed.dims]
+        value = feed.value
+        if value is None or list(value.shape) != dims:
+            value = _ones(feed.dtype, dims, random)
+        feeds[f"x{index}"] = value
+    if any(a.type == AttributeProto.GRAPH for a in case.spec.attributes):
+        return True
+    try:
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")
+            ReferenceEvaluator(case.model).run(None, feeds)
+    except Exception:
+        return False
+    return True
 
 
 def build(spec: Spec) -> ModelProto | None:

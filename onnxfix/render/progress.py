@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 Progress = Callable[[str, int, "int | None"], None]  # (stage, done, of how many or None)
 
 STAGES = {
+    "gate": "judging the models",
     "rules": "rewriting",
     "structure": "checking the structure",
     "parse": "asking TensorRT's parser",

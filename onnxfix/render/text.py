@@ -281,6 +281,8 @@ def _run(done: Report) -> Iterator[tuple[str, str]]:
     yield "target", done.target
     yield "rules", done.rules
     yield "verdict", done.verdict
+    if done.judged:
+        yield "judged", done.judged
     changes = plural(len(done.changes), "change")
     yield "findings", f"{len(done.findings)} before, {len(done.remaining)} after {changes}"
 
