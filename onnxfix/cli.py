@@ -228,10 +228,14 @@ def _add_gate(commands: Any) -> None:
         help="parse: every model must have been parsed, and taken, by the TensorRT installed here",
     )  # fmt: skip
     command.add_argument(
-        "--format", choices=("text", "json", "sarif", "junit", "github"), default="text",
+        "--format", choices=_GATE_FORMATS, default="text",
         help="text; json: complete; sarif: SARIF 2.1.0; junit: JUnit XML; github: annotations (default: text)",
     )  # fmt: skip
     command.add_argument("-o", "--output", metavar="FILE", help="write there, and the text to standard output")
+    command.add_argument(
+        "--also", metavar="FORMAT=FILE", type=_format_and_file, action="append", default=[],
+        help="write another form of the report there, e.g. sarif=gate.sarif; may be given several times",
+    )  # fmt: skip
     command.add_argument("-j", "--jobs", metavar="N", type=int, help="models judged at a time (default: by processors)")
     loudness = command.add_mutually_exclusive_group()
     loudness.add_argument("-q", "--quiet", action="store_true", help="no progress")
@@ -309,6 +313,16 @@ def _add_format(command: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+_GATE_FORMATS = ("text", "json", "sarif", "junit", "github")
+
+
+def _format_and_file(text: str) -> tuple[str, str]:
+    form, _, file = text.partition("=")
+    if form not in _GATE_FORMATS or not file:
+        raise argparse.ArgumentTypeError(f"'{text}': give one of {', '.join(_GATE_FORMATS)}, '=' and a file")
+    return form, file
+
+
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
@@ -372,7 +386,8 @@ def _gate(args: argparse.Namespace) -> int:
     from onnxfix.model import write_atomic
     from onnxfix.render import gate, layout, progress
 
-    for place in filter(None, (args.output, args.write_baseline)):
+    also: list[tuple[str, str]] = args.also + ([(args.format, args.output)] if args.output else [])
+    for place in filter(None, (args.write_baseline, *(file for _, file in also))):
         if not Path(place).absolute().parent.is_dir():
             raise RequestError(f"{place}: cannot be written: its folder does not exist")
     with progress.shown(not args.quiet) as bar:
@@ -388,21 +403,21 @@ def _gate(args: argparse.Namespace) -> int:
     if args.write_baseline:
         gating.write_baseline(report, Path(args.write_baseline))
         report = gating.compare(report, gating.read_baseline(Path(args.write_baseline)), args.write_baseline)
-    blocks = list(gate.blocks(report, args.verbose))
-    if args.output:
-        text = layout.plain(blocks) if args.format == "text" else _gate_text(report, args.format)
-        write_atomic(Path(args.output), text.encode("utf-8", "backslashreplace"))
+    for form, file in also:
+        write_atomic(Path(file), _gate_text(report, form, args.verbose).encode("utf-8", "backslashreplace"))
     if args.format == "text" or args.output:
-        layout.write(blocks, sys.stdout)
+        layout.write(gate.blocks(report, args.verbose), sys.stdout)
     else:
-        sys.stdout.write(_gate_text(report, args.format))
+        sys.stdout.write(_gate_text(report, args.format, args.verbose))
     return _end(report.exit_status, gate.why(report)) if report.exit_status else FINE
 
 
-def _gate_text(report: GateReport, form: str) -> str:
-    from onnxfix.render import github, json, junit, sarif
+def _gate_text(report: GateReport, form: str, verbose: bool) -> str:
+    from onnxfix.render import gate, github, json, junit, layout, sarif
     from onnxfix.report import to_dict
 
+    if form == "text":
+        return layout.plain(gate.blocks(report, verbose))
     if form == "sarif":
         return sarif.dumps(report, _shipped())
     if form == "json":

@@ -102,6 +102,9 @@ def check_of(data: dict[str, Any]) -> Check:
     if subject == "outputs_max":
         limit = data[subject]
         return lambda node, facts: _said(not any(node.proto.output[limit:]), "")
+    if subject == "inputs_max":  # those that are named but left out count too
+        most = data[subject]
+        return lambda node, facts: _said(len(node.proto.input) <= most, "")
     if subject == "never":
         return lambda node, facts: (False, "")
     return _SPECIAL[subject](data)
@@ -165,7 +168,7 @@ def _einsum_without(features: list[str]) -> Callable[[str], bool]:
 
 def _dtype_in(names: list[str]) -> Callable[[int], bool]:
     allowed = dtypes(names)
-    return lambda value: value in allowed
+    return lambda value: value == TensorProto.UNDEFINED or value in allowed  # undefined: nothing is asked for
 
 
 _ATTRIBUTE_TESTS: dict[str, Callable[[Any], Callable[[Any], bool]]] = {
@@ -220,8 +223,11 @@ def _same(node: Node, names: list[str], fact: Callable[[Graph, str], Any]) -> An
     return _said(len(set(facts)) <= 1, " and ".join(str(f) for f in facts))
 
 
+_NARROWED = {TensorProto.DOUBLE: TensorProto.FLOAT}  # taken as the other
+
+
 _COMPARED: dict[str, Callable[[Graph, str], Any]] = {
-    "same_dtype": lambda graph, name: DTYPE.get(graph.dtype(name) or -1),
+    "same_dtype": lambda graph, name: DTYPE.get(_NARROWED.get(graph.dtype(name), graph.dtype(name)) or -1),
     "same_shape": lambda graph, name: graph.static_shape(name),
 }
 _ValueTest = Callable[[Node, str, Facts], Answer]
@@ -433,9 +439,16 @@ def _broadcast(data: dict[str, Any]) -> Check:
     return check
 
 
+def _scan_outputs(data: dict[str, Any]) -> Check:
+    """Loop: whether it has scan outputs, beside the values it carries along."""
+    wanted: bool = data["scan_outputs"]
+    return lambda node, facts: _said((len(node.proto.output) > len(node.proto.input) - 2) == wanted, "")
+
+
 _SPECIAL: dict[str, Callable[[dict[str, Any]], Check]] = {
     "split": _split,
     "scaled_dims": _scaled_dims,
     "padded_dims": _padded_dims,
     "last_axis_like": _broadcast,
+    "scan_outputs": _scan_outputs,
 }

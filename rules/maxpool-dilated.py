@@ -3,11 +3,12 @@ from onnx.helper import tensor_dtype_to_np_dtype
 
 from onnxfix import emit
 from onnxfix.lowering import pad, window
-from onnxfix.rule import Context, Edit, Node, Rule, Skip
+from onnxfix.rule import Context, Edit, Node, Rule, Safety, Skip
 
 
 class MaxPoolDilated(Rule):
     ops = ("MaxPool",)
+    safety = Safety.CLOSE  # a window of nothing but -inf: ONNX says -inf, ONNX Runtime the lowest finite number
 
     def match(self, node: Node, ctx: Context) -> window.Window | None:
         if all(d == 1 for d in node.attr("dilations") or ()):

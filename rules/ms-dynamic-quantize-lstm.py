@@ -6,7 +6,6 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxfix import emit
 from onnxfix.graph import Graph
-from onnxfix.lowering import quant
 from onnxfix.rule import Context, Edit, Node, Rule, Safety, Skip
 
 # One time step. Its gates lie in the order input, output, forget, cell; `g` is the input's share of them.
@@ -50,7 +49,8 @@ class DynamicQuantizeLSTM(Rule):
     safety = Safety.CLOSE
 
     def match(self, node: Node, ctx: Context) -> _Found:
-        quant.need_round(node, ctx)
+        if node.graph.opset() < 11:
+            raise Skip("what it consists of does not exist before opset 11; convert the model to opset 13 first")
         if not ctx.supports("Scan"):
             raise Skip("the target has no Scan; use the float model instead")
         for index, what in ((4, "sequence_lens"), (7, "peephole weights")):

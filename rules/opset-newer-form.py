@@ -104,6 +104,9 @@ class OpsetNewerForm(Rule):
         for other in found.rewrite:
             _FORMS[other.op].write(other, edit)
             edit.mark(other)
+        for other in (n for scope in node.walk() for n in scope.nodes() if not n.domain):
+            for name in functions.surplus(other.proto, present, found.version):
+                edit.set_attr(other, name, None)
         edit.set_opset(found.version)
         ops = ", ".join(sorted({n.op for n in found.rewrite}))
         edit.note = f"the model is written for opset {found.version} instead of {present}, for the older form of {ops}"

@@ -14,7 +14,6 @@ class QLinearConv(Rule):
     safety = Safety.CLOSE
 
     def match(self, node: Node, ctx: Context) -> tuple[Quantised, Quantised, Quantised]:
-        quant.need_round(node, ctx)
         x, w, y = quant.quantised(node, 0, 1, 2), quant.quantised(node, 3, 4, 5), quant.quantised(node, -1, 6, 7)
         if not node.graph.is_const(w.name) or (node.input(8) and not node.graph.is_const(node.input(8))):
             raise Skip("the weights or the bias are computed; make them constant")
@@ -32,4 +31,4 @@ class QLinearConv(Rule):
         sums = str(edit.add("Conv", inputs, **attributes))
         edit.note = quant.sums_note(weights, "Conv")
         factor = quant.along(x.scale.reshape(-1) * w.scale.reshape(-1) / y.scale.reshape(-1), values.ndim, 1)
-        edit.replace_node(node, quant.requantize(edit, sums, factor, y))
+        edit.replace_node(node, quant.requantize(edit, sums, factor, y, ctx))

@@ -14,7 +14,6 @@ class QLinearMatMul(Rule):
     safety = Safety.CLOSE
 
     def match(self, node: Node, ctx: Context) -> _Found:
-        quant.need_round(node, ctx)
         a, b = quant.quantised(node, 0, 1, 2), quant.quantised(node, 3, 4, 5)
         if a.scale.size > 1:
             raise Skip("the left side has a scale for each row")
@@ -42,7 +41,7 @@ class QLinearMatMul(Rule):
             edit.replace_node(node, str(edit.add("Mul", [sums, factor])))
         else:
             factor = np.asarray(factor / y.scale.reshape(()), np.float32)
-            edit.replace_node(node, quant.requantize(edit, sums, factor, y))
+            edit.replace_node(node, quant.requantize(edit, sums, factor, y, ctx))
 
     @staticmethod
     def _right(node: Node, b: Quantised, edit: Edit) -> str:

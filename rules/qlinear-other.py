@@ -25,7 +25,6 @@ class QLinearOther(Rule):
     safety = Safety.CLOSE
 
     def match(self, node: Node, ctx: Context) -> tuple[list[Quantised], Quantised]:
-        quant.need_round(node, ctx)
         if node.attr("channels_last", 0):
             raise Skip("its channels lie last; save the model without ONNX Runtime's optimisation")
         if node.op == "QLinearSoftmax" and (node.attr("opset", 13) < 13 or node.graph.opset() < 13):
@@ -42,7 +41,7 @@ class QLinearOther(Rule):
     def rewrite(self, node: Node, found: tuple[list[Quantised], Quantised], edit: Edit, ctx: Context) -> None:
         inputs, y = found
         if node.op in _TWO:
-            edit.replace_node(node, self._pair(node, inputs, y, edit))
+            edit.replace_node(node, self._pair(node, inputs, y, edit, ctx))
             return
         values = [quant.real(edit, x) for x in inputs]
         if node.op == "QLinearReduceMean":
@@ -55,10 +54,10 @@ class QLinearOther(Rule):
             result = str(edit.add("Where", [node.input(0), *values]))
         else:
             result = emit.concat(edit, values, node.attr("axis"))
-        edit.replace_node(node, quant.quantized(edit, result, y))
+        edit.replace_node(node, quant.quantized(edit, result, y, ctx))
 
     @staticmethod
-    def _pair(node: Node, inputs: list[Quantised], y: Quantised, edit: Edit) -> str:
+    def _pair(node: Node, inputs: list[Quantised], y: Quantised, edit: Edit, ctx: Context) -> str:
         """A sum or product, in the kernel's order of steps: the result's zero point is added before rounding."""
         a, b = (quant.centred(edit, node.input(i), node.input(i + 2)) for i in (0, 3))
         scales = [x.scale.reshape(()) for x in inputs]
@@ -68,7 +67,7 @@ class QLinearOther(Rule):
         else:
             parts = [str(edit.add("Mul", [x, s / target])) for x, s in zip((a, b), scales, strict=True)]
             total = str(edit.add("Add", parts))
-        return quant.numbered(edit, str(edit.add("Round", [quant.shifted(edit, total, y.zero)])), y)
+        return quant.numbered(edit, quant.rounded(edit, quant.shifted(edit, total, y.zero), ctx), y)
 
     @staticmethod
     def _mean(node: Node, values: str, edit: Edit) -> str:

@@ -14,7 +14,6 @@ class QuantizeLinear(Rule):
     safety = Safety.CLOSE
 
     def match(self, node: Node, ctx: Context) -> bool:
-        quant.need_round(node, ctx)
         dtype = quant.quantized_dtype(node)
         bounds = dtype_range(dtype)
         if bounds is None or bounds[1] > 65535:
@@ -30,5 +29,5 @@ class QuantizeLinear(Rule):
             scale: str | np.ndarray = how.scale.astype(np.float32)
         else:
             scale = emit.cast(edit, how.scale, TensorProto.FLOAT)
-        numbers = quant.quantize(edit, x, scale, how.zero, dtype)
+        numbers = quant.quantize(edit, x, scale, how.zero, dtype, ctx)
         edit.replace_node(node, str(edit.add("Cast", [numbers], to=dtype)))

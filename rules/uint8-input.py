@@ -35,14 +35,11 @@ class Uint8Input(Rule):
             return None
         for index, info in enumerate(graph.proto.input):
             own = info.type.tensor_type.elem_type
-            if own not in _SMALL or not graph.is_input(info.name):
+            if own not in _SMALL or ctx.target.takes_dtype(own) or not graph.is_input(info.name):
                 continue
             moved, casts, others = _readers(graph, info.name)
             if any(graph.is_output(name) for name in moved):
                 continue
-            taken = ctx.target.takes_dtype(own)
-            if taken and (own == TensorProto.INT8 or (len(moved) == 1 and not others)):
-                continue  # an input that is only cast
             to_float = casts and not others and all(c.attr("to") == TensorProto.FLOAT for c in casts)
             wide = TensorProto.FLOAT if to_float else TensorProto.INT32
             if own in (TensorProto.UINT32, TensorProto.UINT64):

@@ -37,7 +37,8 @@ def same_meaning(proto: NodeProto, before: int, after: int) -> bool:
     low, high = sorted((old.since_version, new.since_version))
     if any(op == proto.op_type and low < version <= high for op, version in _NEW_MEANING):
         return False
-    if {a.name for a in proto.attribute} - set(new.attributes) or len(proto.input) > _most(new.inputs):
+    lost = {a.name for a in proto.attribute} - set(new.attributes) - set(surplus(proto, before, after))
+    if lost or len(proto.input) > _most(new.inputs):
         return False
     if len(proto.output) > _most(new.outputs):
         return False
@@ -52,6 +53,15 @@ def same_meaning(proto: NodeProto, before: int, after: int) -> bool:
     return all(i.option == _OPTIONAL for i in added) and not any(
         a.required for n, a in newer.attributes.items() if n not in older.attributes
     )
+
+
+def surplus(proto: NodeProto, before: int, after: int) -> list[str]:
+    """Attributes of a node that another opset version lacks and that say no more than their default."""
+    old, new = schema(proto.op_type, proto.domain, before), schema(proto.op_type, proto.domain, after)
+    if old is None or new is None:
+        return []
+    extra = [a for a in proto.attribute if a.name not in new.attributes and a.name in old.attributes]
+    return [a.name for a in extra if _default(old.attributes[a.name]) == a.SerializeToString()]
 
 
 def _most(parameters: Sequence[onnx.defs.OpSchema.FormalParameter]) -> int:
@@ -103,7 +113,7 @@ def same_opsets(scope: FunctionProto, graph: Graph) -> None:
         here, there = graph.opset(domain), versions.get(domain, 0)
         if here == there or here == 0 or (domain, proto.op_type) in graph.root.functions:
             continue
-        if not same_meaning(proto, there, here):
+        if not same_meaning(proto, there, here) or surplus(proto, there, here):
             found = f"{proto.op_type} is another at opset {here}, which the model has"
             raise Skip(f"its body is written for opset {there}, and {found}")
 

@@ -21,20 +21,23 @@ from onnxfix.rule import Context
 F32 = np.float32
 
 
-def need_round(node: Node, ctx: Context) -> None:
-    """Raises Skip where rounding half to even can't be written."""
-    if node.graph.opset() < 11:
-        raise Skip("Round does not exist before opset 11; convert the model to opset 13 first")
-    if not ctx.supports("Round"):
-        raise Skip("the target has no Round (TensorRT 8.2 is the first with it); use the float model instead")
+def rounded(edit: Edit, x: str, ctx: Context) -> str:
+    """FLOAT `x` rounded half to even, with Floor where the opset or the target has no Round."""
+    if edit.graph.opset() >= 11 and ctx.supports("Round"):
+        return str(edit.add("Round", [x]))
+    half = np.asarray(0.5, F32)
+    floor = str(edit.add("Floor", [x]))
+    rest = str(edit.add("Sub", [x, floor]))
+    up, down = (str(edit.add("Cast", [edit.add(op, [rest, half])], to=TensorProto.FLOAT)) for op in ("Greater", "Less"))
+    tie = edit.add("Sub", [edit.add("Sub", [np.asarray(1, F32), up]), down])
+    pairs = edit.add("Floor", [edit.add("Mul", [floor, half])])
+    odd = edit.add("Sub", [floor, edit.add("Mul", [pairs, np.asarray(2, F32)])])
+    return str(edit.add("Add", [edit.add("Add", [floor, up]), edit.add("Mul", [tie, odd])]))
 
 
-def round_clip(edit: Edit, x: str, low: float, high: float) -> str:
-    """Rounded half to even and limited to [low, high]."""
-    return emit.clip(edit, str(edit.add("Round", [x])), np.asarray(low, F32), np.asarray(high, F32))
-
-
-def quantize(edit: Edit, x: str, scale: str | np.ndarray, zero: str | np.ndarray | None, dtype: int) -> str:
+def quantize(
+    edit: Edit, x: str, scale: str | np.ndarray, zero: str | np.ndarray | None, dtype: int, ctx: Context
+) -> str:
     """`x / scale`, rounded half to even, plus the zero point, limited to the dtype's range: FLOAT whole numbers.
 
     `scale` and `zero` are FLOAT and broadcast with `x`; no zero point is none to add.
@@ -42,13 +45,13 @@ def quantize(edit: Edit, x: str, scale: str | np.ndarray, zero: str | np.ndarray
     bounds = dtype_range(dtype)
     if bounds is None:
         raise Skip(f"quantising to {TensorProto.DataType.Name(dtype)} is not rounding to whole numbers")
-    rounded = str(edit.add("Round", [str(edit.add("Div", [x, scale]))]))
+    whole = rounded(edit, str(edit.add("Div", [x, scale])), ctx)
     if zero is not None and not (isinstance(zero, np.ndarray) and not zero.any()):
-        rounded = str(edit.add("Add", [rounded, zero]))
-    return emit.clip(edit, rounded, np.asarray(bounds[0], F32), np.asarray(bounds[1], F32))
+        whole = str(edit.add("Add", [whole, zero]))
+    return emit.clip(edit, whole, np.asarray(bounds[0], F32), np.asarray(bounds[1], F32))
 
 
-def quantize_dynamic(edit: Edit, x: str) -> tuple[str, str, str]:
+def quantize_dynamic(edit: Edit, x: str, ctx: Context) -> tuple[str, str, str]:
     """What DynamicQuantizeLinear does, in FLOAT: whole numbers from 0 to 255, the scale, and the zero point."""
     low = edit.add("Min", [str(edit.add("ReduceMin", [x], keepdims=0)), np.asarray(0, F32)])
     high = edit.add("Max", [str(edit.add("ReduceMax", [x], keepdims=0)), np.asarray(0, F32)])
@@ -56,8 +59,9 @@ def quantize_dynamic(edit: Edit, x: str) -> tuple[str, str, str]:
     # A tensor of nothing but zeros has width 0, and gets scale 1.
     flat = edit.add("Equal", [width, np.asarray(0, F32)])
     scale = str(edit.add("Where", [flat, np.asarray(1, F32), str(edit.add("Div", [width, np.asarray(255, F32)]))]))
-    zero = round_clip(edit, str(edit.add("Neg", [str(edit.add("Div", [low, scale]))])), 0, 255)
-    return quantize(edit, x, scale, zero, TensorProto.UINT8), scale, zero
+    zero = rounded(edit, str(edit.add("Neg", [str(edit.add("Div", [low, scale]))])), ctx)
+    zero = emit.clip(edit, zero, np.asarray(0, F32), np.asarray(255, F32))
+    return quantize(edit, x, scale, zero, TensorProto.UINT8, ctx), scale, zero
 
 
 def centred(edit: Edit, x: str, zero: str) -> str:
@@ -211,15 +215,15 @@ def real(edit: Edit, x: Quantised) -> str:
     return str(edit.add("Mul", [numbers, x.scale.reshape(())]))
 
 
-def requantize(edit: Edit, sums: str, factor: np.ndarray, y: Quantised) -> str:
+def requantize(edit: Edit, sums: str, factor: np.ndarray, y: Quantised, ctx: Context) -> str:
     """Whole-valued FLOAT sums times a factor, rounded to `y`'s numbers, in its dtype."""
-    scaled = str(edit.add("Round", [str(edit.add("Mul", [sums, factor]))]))
+    scaled = rounded(edit, str(edit.add("Mul", [sums, factor])), ctx)
     return numbered(edit, shifted(edit, scaled, y.zero), y)
 
 
-def quantized(edit: Edit, values: str, y: Quantised) -> str:
+def quantized(edit: Edit, values: str, y: Quantised, ctx: Context) -> str:
     """FLOAT values as `y`'s numbers, in its dtype."""
-    scaled = str(edit.add("Round", [str(edit.add("Div", [values, y.scale.reshape(())]))]))
+    scaled = rounded(edit, str(edit.add("Div", [values, y.scale.reshape(())])), ctx)
     return numbered(edit, shifted(edit, scaled, y.zero), y)
 
 

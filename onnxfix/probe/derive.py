@@ -60,7 +60,8 @@ def rows(
                 found[op] = [_never(asked[0].spec.op, answers)]
             continue
         found[op] = list(_limits(asked, outcomes, refused | border))
-        if any(c.about.startswith("dtype ") and c.value in border and outcomes[c.name].taken for c in asked):
+        near = [outcomes[c.name].taken for c in asked if c.about == "dtype 0 at run time" and c.value in border]
+        if near and all(near):
             at_border.append(op)
     return found, missing, at_border
 
@@ -95,6 +96,10 @@ def _limits(asked: list[Case], outcomes: Mapping[str, Outcome], general: frozens
             merged = answers[about][version]
             for value, taken in said.items():
                 merged[value] = merged.get(value, False) or taken
+    oldest = _oldest(plain)
+    if oldest:
+        text = f"the form of opset {oldest - 1} and older is refused"
+        yield {"id": "opset", "effect": "reject", "need": {"opset_min": oldest}, "text": text, "basis": "probe"}
     _settle_dtypes(answers, general)
     for about in sorted(answers):
         kind, _, subject = about.partition(" ")
@@ -111,6 +116,13 @@ def _limits(asked: list[Case], outcomes: Mapping[str, Outcome], general: frozens
             if high:
                 bounds["opset_max"] = high
             yield {"id": limit.pop("id"), "effect": "reject", **bounds, **limit, "basis": "probe"}
+
+
+def _oldest(plain: Mapping[tuple[int, str], bool]) -> int:
+    """The oldest version of which some base was taken where all older ones were refused; 0 where none was."""
+    asked = sorted({version for version, _ in plain})
+    taken = [v for v in asked if any(said for (version, _), said in plain.items() if version == v)]
+    return taken[0] if taken and taken[0] != asked[0] else 0
 
 
 def _settle_dtypes(answers: dict[str, dict[int, Verdicts]], general: frozenset[str]) -> None:

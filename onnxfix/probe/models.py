@@ -35,6 +35,11 @@ RANKS = range(1, 7)
 BASES = 3  # per operator: the simplest of each set of inputs
 _IR = 8  # old parsers read it, and every opset may stand in it
 
+# Another rank needs other attributes or parameters too.
+_WINDOWS = frozenset({
+    "Conv", "ConvTranspose", "ConvInteger", "DeformConv", "QLinearConv", "MaxPool", "AveragePool", "LpPool", "MaxUnpool",
+    "BatchNormalization", "NonMaxSuppression", "Col2Im", "STFT", "Slice",
+})  # fmt: skip
 # Values of string attributes: the schemas do not list them.
 _STRINGS = {
     "mode": ("nearest", "linear", "cubic", "bilinear", "bicubic", "constant", "reflect", "edge", "wrap", "DCR", "CRD",
@@ -45,7 +50,6 @@ _STRINGS = {
                                        "asymmetric", "tf_half_pixel_for_nn", "tf_crop_and_resize", "output_half_pixel"),
     "nearest_mode": ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil"),
     "keep_aspect_ratio_policy": ("stretch", "not_larger", "not_smaller"),
-    "direction": ("forward", "reverse", "bidirectional"),
     "padding_mode": ("zeros", "border", "reflection"),
     "approximate": ("none", "tanh"),
 }  # fmt: skip
@@ -66,7 +70,7 @@ _RUN = ("rank", "attribute", "left")
 _FIXED = frozenset({
     "kernel_shape", "axes", "perm", "shape", "sizes", "group", "split", "hidden_size", "blocksize", "num_heads",
     "q_num_heads", "kv_num_heads", "rotary_embedding_dim", "num_groups", "size", "to", "then_branch", "else_branch",
-    "body", "num_scan_inputs", "equation", "value", "axis", "batch_axis", "time_axis", "batch_dims", "p", "block_size",
+    "body", "num_scan_inputs", "equation", "value", "axis", "batch_axis", "time_axis", "batch_dims", "direction", "block_size",
     "num_outputs", "output_shape", "height_scale", "width_scale", "scales", "k", "output_size", "spatial_scale",
 }) - {"to", "axis"}  # fmt: skip
 
@@ -266,7 +270,9 @@ def downgrade(spec: Spec, version: int) -> Spec | None:
     new, old = schema(spec.op, spec.domain, spec.opset), schema(spec.op, spec.domain, version)
     if new is None or old is None:
         return None
-    result, names = replace(spec, opset=version), {a.lower(): a for a in old.attributes}
+    later = [v for v in versions(spec.op, spec.domain) if v > version]
+    # At the last opset of that version, where most models of it are.
+    result, names = replace(spec, opset=later[0] - 1 if later else version), {a.lower(): a for a in old.attributes}
     kept: list[Feed | None] = []
     for index, feed in enumerate(spec.inputs):
         formal = new.inputs[min(index, len(new.inputs) - 1)].name.lower()
@@ -391,6 +397,8 @@ def _values(spec: Spec, name: str, attribute: Any) -> Iterable[Any]:
     if name in _DTYPE_ATTRIBUTES:
         return _FLOATS if name in ("stash_type", "softmax_precision") else sorted(d for d in DTYPE if d)
     if attribute.type == kinds.INT:
+        if name == "p":
+            return (1, 2, 3)
         default = helper.get_attribute_value(attribute.default_value) if attribute.default_value.type else now
         return (0, 1) if default in (0, 1, None) and name != "axis" else ()
     if attribute.type == kinds.FLOAT:
@@ -428,7 +436,7 @@ def _outputs(spec: Spec, found: OpSchema) -> Iterator[_Change]:
 
 def _ranks(spec: Spec) -> Iterator[_Change]:
     first = spec.inputs[0] if spec.inputs else None
-    if first is None:
+    if first is None or spec.op in _WINDOWS:
         return
     alike = [i for i, f in enumerate(spec.inputs) if f and len(f.dims) == len(first.dims) and f.dtype == first.dtype]
     for rank in (*RANKS, 8, 9) if spec.op == "Relu" else RANKS:

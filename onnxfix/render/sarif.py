@@ -47,7 +47,7 @@ def dumps(report: GateReport, rules: Mapping[str, Rule]) -> str:
         },
         # Runs for other targets are kept apart by whoever collects them.
         "automationDetails": {"id": f"onnxfix-gate/{_slug(report.target)}/"},
-        "originalUriBaseIds": {"SRCROOT": {"description": {"text": "the top of the repository"}}},
+        "originalUriBaseIds": {"%SRCROOT%": {"description": {"text": "the top of the repository"}}},
         "columnKind": "unicodeCodePoints",
         "invocations": [_invocation(report)],
         "artifacts": [_artifact(model) for model in report.models],
@@ -160,7 +160,7 @@ def _location(number: int, model: Gated) -> dict[str, Any]:
 def _uri(model: Gated) -> dict[str, Any]:
     if os.path.isabs(model.model):  # outside the repository
         return {"uri": Path(model.model).as_uri()}
-    return {"uri": quote(model.model), "uriBaseId": "SRCROOT"}
+    return {"uri": quote(model.model), "uriBaseId": "%SRCROOT%"}
 
 
 def _node(finding: Finding) -> dict[str, Any]:

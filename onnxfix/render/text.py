@@ -22,6 +22,7 @@ Item = TypeVar("Item")
 
 _WORST_FIRST = list(Effect)
 PLACES = 6  # listed before "and N more"
+VALUE = 100  # characters of a metadata value
 ROWS = 20  # of tables that may have thousands
 
 
@@ -44,7 +45,11 @@ def plural(count: int, noun: str) -> str:
 
 def inspection(found: Inspection, verbose: bool = False) -> Iterator[Block]:
     """All of an inspection."""
-    yield Facts([*_identity(found), *((f"metadata {k}", v) for k, v in _metadata(found).items())])
+    yield Facts(list(_identity(found)))
+    metadata = _metadata(found)
+    if metadata:
+        rows = [(key, value if verbose else _short(value)) for key, value in metadata.items()]
+        yield _long("metadata", ("key", "value"), rows, set(), verbose)
     yield _values("inputs", found.inputs)
     yield _values("outputs", found.outputs)
     if found.functions:
@@ -75,6 +80,11 @@ def _identity(found: Inspection) -> Iterator[tuple[str, str]]:
 
 def _metadata(found: Inspection) -> dict[str, str]:
     return {**found.metadata, **{f"graph.{k}": v for k, v in found.graph_metadata.items()}}
+
+
+def _short(text: str) -> str:
+    """The beginning of a long text, and how much there is of it."""
+    return text if len(text) <= VALUE else f"{text[:VALUE]}… ({len(text):,} characters)"
 
 
 def _opsets(opsets: Mapping[str, int]) -> str:
