@@ -90,7 +90,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rules", default="", help="rule file, or folder of rules; by default rtx.yml, else all rules")
     parser.add_argument("--list", action="store_true", help="why the cases are still refused, grouped")
     parser.add_argument("--json", type=Path, metavar="FILE", help="every case with every tool")
-    parser.add_argument("--by-matrix", default=[], type=_targets, metavar="TARGET,...", help="judge by the matrix alone")
+    parser.add_argument("--by-matrix", default=[], type=_targets, metavar="TARGET,...", help="judge by matrices")
     parser.add_argument("--models", action="store_true", help="real models and their ONNX Runtime forms instead")
     parser.add_argument("--jobs", type=int, default=min(os.cpu_count() or 1, 8), help="processes")
     arguments = parser.parse_args()
@@ -140,7 +140,9 @@ def _all(jobs: Sequence[Job], count: int, what: str) -> Iterator[Result]:
 # ---- the tables ----
 
 
-def _table(tools: Sequence[str], names: Sequence[str], checkable: Sequence[str], results: Mapping[Any, Result]) -> Table:
+def _table(
+    tools: Sequence[str], names: Sequence[str], checkable: Sequence[str], results: Mapping[Any, Result]
+) -> Table:
     table = Table(title=f"Taken by TensorRT-RTX's parser: {len(names):,} node tests of ONNX {onnx.__version__}")
     table.add_column("")
     for title in (
@@ -172,11 +174,8 @@ def _table(tools: Sequence[str], names: Sequence[str], checkable: Sequence[str],
 
 def worse(tool: str, names: Sequence[str], results: Mapping[Any, Result]) -> list[str]:
     """The cases the parser takes as they are and not after `tool`."""
-    return [
-        n
-        for n in names
-        if (n, "raw") in results and results[n, "raw"].outcome in TAKEN and results[n, tool].outcome in ("refused", "crash")
-    ]
+    before = (n for n in names if (n, "raw") in results and results[n, "raw"].outcome in TAKEN)
+    return [n for n in before if results[n, tool].outcome in ("refused", "crash")]
 
 
 def _matrix_table(
@@ -221,9 +220,9 @@ def _others(console: Console, names: Sequence[str], results: Mapping[Any, Result
             rules = ", ".join(results[result.case, "onnxfix"].rules)
             console.print(f"  {result.case}: {result.why} (rules: {rules})", markup=False, highlight=False)
     return (
-        f"Of {len(found):,} models that onnxfix changed and the parser takes, on other inputs: {count['same']:,} give what "
-        f"they gave before; {count['differ']} do not on noise, zeros and whole integer ranges, {count['special']} only on "
-        f"infinities, NaN and the like; {count['not run'] + count['failed']} ONNX Runtime can't compare."
+        f"Of {len(found):,} models that onnxfix changed and the parser takes, on other inputs: {count['same']:,} give "
+        f"what they gave before; {count['differ']} do not on noise, zeros and whole integer ranges, {count['special']} "
+        f"only on infinities, NaN and the like; {count['not run'] + count['failed']} ONNX Runtime can't compare."
     )
 
 
@@ -255,7 +254,8 @@ def _list(
             )  # fmt: skip
             for result in found:
                 mark = " " if result.case in among else "~"
-                console.print(f"  {mark} {result.case}{_because(result)}", markup=False, highlight=False, soft_wrap=True)
+                line = f"  {mark} {result.case}{_because(result)}"
+                console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _verdict(result: Result, made_worse: bool) -> tuple[str, str, str]:

@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import onnxruntime
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -108,7 +109,8 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         everything += results
     console.print(f"{time.monotonic() - start:.0f} s in all", style="dim")
     if arguments.json:
-        arguments.json.write_text(json.dumps([dataclasses.asdict(r) for r in everything], indent=1) + "\n", encoding="utf-8")
+        text = json.dumps([dataclasses.asdict(r) for r in everything], indent=1)
+        arguments.json.write_text(text + "\n", encoding="utf-8")
     return 0
 
 
@@ -120,7 +122,7 @@ def work(job: ModelJob) -> ModelResult:
     try:
         path = _derived(job) if job.form else job.path
         if path is None:
-            result.before, result.why = "-", "ONNX Runtime's own tool fails"
+            result.before, result.why = "-", "ONNX Runtime's own tool fails, or makes what it can't load"
             return result
         result.nodes = len(model.load(path).proto.graph.node)
         if job.target.startswith("rtx"):
@@ -173,6 +175,7 @@ def _derived(job: ModelJob) -> Path | None:
     draft = path.with_suffix(".part")
     try:
         derive(job.path, job.form, draft, DERIVED[job.name])
+        onnxruntime.InferenceSession(draft, providers=["CPUExecutionProvider"])
     except Exception:
         with contextlib.suppress(FileNotFoundError):
             draft.unlink()
@@ -203,9 +206,8 @@ def _table(results: Sequence[ModelResult], label: str) -> Table:
         table.add_column(title, justify="right" if title in ("nodes", "changes", "s") else "left")
     for r in results:
         after = r.after if not r.why else f"{r.after}: {r.why[:120]}"
-        table.add_row(
-            r.name, r.form, str(r.nodes), r.before, r.refused, after, r.parity, r.grade, str(r.changes), f"{r.seconds:.1f}"
-        )
+        figures = str(r.changes), f"{r.seconds:.1f}"
+        table.add_row(r.name, r.form, str(r.nodes), r.before, r.refused, after, r.parity, r.grade, *figures)
     return table
 
 

@@ -96,8 +96,8 @@ def onnxslim(proto: onnx.ModelProto, job: Job) -> Tooled:
 
 def polygraphy(proto: onnx.ModelProto, job: Job) -> Tooled:
     """The steps of `polygraphy surgeon sanitize --fold-constants --cleanup`."""
-    from polygraphy.backend.onnx import fold_constants, gs_from_onnx, infer_shapes
     import onnx_graphsurgeon
+    from polygraphy.backend.onnx import fold_constants, gs_from_onnx, infer_shapes
 
     graph = gs_from_onnx(infer_shapes(proto))
     graph.cleanup()
@@ -168,10 +168,8 @@ def work(job: Job) -> Result:
     kind, _, target = job.do.partition(" ")
     start = time.perf_counter()
     try:
-        if kind == "matrix":
-            tooled = onnxfix(onnx.load(path), job, target)
-        else:
-            tooled = TOOLS[kind](onnx.load(path), job)
+        proto = onnx.load(path)
+        tooled = onnxfix(proto, job, target) if kind == "matrix" else TOOLS[kind](proto, job)
         seconds = time.perf_counter() - start
         made = tooled.proto.SerializeToString()
     except Exception as error:  # a tool may fail in any way
@@ -251,7 +249,7 @@ def _others(job: Job, data: Mapping[str, Any]) -> Result:
 
 
 def _rounds(output: Any, feeds: Mapping[str, Any]) -> bool:
-    """Whether FP16 is at the border: ONNX Runtime computes that as the neighbours of a node suggest (see `_numbers`)."""
+    """Whether FP16 is at the border: how ONNX Runtime rounds that depends on a node's neighbours (see `_numbers`)."""
     return any(isinstance(v, np.ndarray) and v.dtype == np.float16 for v in (output, *feeds.values()))
 
 
@@ -384,8 +382,8 @@ def _same(was: Any, got: Any, safety: Safety) -> str:
     compared = compare("y", was, got, allowed)
     if compared.verdict in ("equal", "within"):
         return ""
-    grade = f"graded {safety.value}: "
-    return f"{grade}{compared.note or f'off by {compared.max_abs:.3g} of {compared.magnitude:.3g}'} ({compared.verdict})"
+    note = compared.note or f"off by {compared.max_abs:.3g} of {compared.magnitude:.3g}"
+    return f"graded {safety.value}: {note} ({compared.verdict})"
 
 
 # ---- running ----

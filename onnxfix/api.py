@@ -27,15 +27,21 @@ CHECKS = ("structure", "parse", "parity", "build", "readback")
 DEFAULT_RULES = "jetson.yml"
 
 
-def inspect(model: PathLike, *, target: str | None = None) -> inspection.Inspection:
+def inspect(
+    model: PathLike, *, target: str | None = None, precision: str = "", dla: bool = False
+) -> inspection.Inspection:
     """What the file is, and with `target` what that target refuses of it, node by node.
 
-    External data is not read. Raises ModelError, TargetError.
+    `precision` ("fp16", "int8", …) is one the engine shall have, which not every board can do; `dla` asks which nodes
+    the DLA of the target's board would take. External data is not read. Raises ModelError, TargetError, and
+    RequestError for a precision or a DLA without a target it makes sense for.
     """
+    if (precision or dla) and not target:
+        raise RequestError("a precision and the DLA are questions about a target: name one")
     loaded = load(model)
     goal = matrix.target(target) if target else None
     rules = list(catalog.load_folder(catalog.shipped()).values()) if goal else []
-    return inspection.inspect_model(loaded, goal, rules)
+    return inspection.inspect_model(loaded, goal, rules, precision=precision, dla=dla)
 
 
 def doctor() -> list[backends.BackendInfo]:

@@ -131,6 +131,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_apply(commands)
     _add_gate(commands)
     _add_rules(commands)
+    _add_matrix(commands)
     _add_doctor(commands)
     return parser
 
@@ -146,12 +147,15 @@ def _add_inspect(commands: Any) -> None:
         "  onnxfix inspect model.onnx\n"
         "  onnxfix inspect model.onnx --target jetson-nano\n"
         "  onnxfix inspect model.onnx --target trt-8.2 --format json --output model.json\n"
+        "  onnxfix inspect model.onnx --target jetson-agx-orin --precision int8 --dla\n"
         "  onnxfix inspect model.onnx --target jetpack-6.1 | grep -A3 '^  refused'\n\n"
         "exit status: 0, also when the target could not decide on some nodes; 1 when --target is given and\n"
         "refuses the model; 2 when the request is wrong\n",
     )
     command.add_argument("model", metavar="MODEL", help="an .onnx file")
     _add_target(command, "judge the nodes for this target")
+    command.add_argument("--precision", metavar="P", default="", help="the precision wanted: fp16, bf16, int8, fp8, fp4")
+    command.add_argument("--dla", action="store_true", help="show which nodes the DLA of the target's board would take")
     _add_format(command)
     command.add_argument("-o", "--output", metavar="FILE", help="write there instead of standard output")
     command.add_argument("-v", "--verbose", action="store_true", help="list every node of long groups")
@@ -286,6 +290,64 @@ def _add_rules(commands: Any) -> None:
     test.set_defaults(run=_rules_test)
 
 
+def _add_matrix(commands: Any) -> None:
+    group = commands.add_parser(
+        "matrix",
+        help="what each TensorRT takes: show, compare, measure",
+        description="The support matrix: what the ONNX parser of each TensorRT takes, and what it ignores in silence.",
+        epilog="examples:\n"
+        "  onnxfix matrix show --target jetson-nano\n"
+        "  onnxfix matrix show Resize --target trt-8.2\n"
+        "  onnxfix matrix diff jetpack-4.6 jetpack-6.1\n"
+        "  onnxfix matrix targets\n"
+        "  onnxfix matrix probe --output mine.json\n",
+    ).add_subparsers(title="commands", metavar="COMMAND", dest="matrix_command", required=True)
+    show = group.add_parser(
+        "show",
+        help="what a target takes, all operators or one",
+        description="What a target takes: all operators, or one with each of its limits.",
+        epilog="examples:\n  onnxfix matrix show --target jetson-nano\n  onnxfix matrix show Resize --target trt-8.2\n",
+    )
+    show.add_argument("op", metavar="OP", nargs="?", default="", help="an operator, such as Resize")
+    _add_target(show, "the target, or a matrix file", required=True)
+    show.set_defaults(run=_matrix_show)
+    diff = group.add_parser(
+        "diff",
+        help="what a move from one target to another changes",
+        description="What a move from one target to another frees, and what gets harder, operator by operator.",
+        epilog="examples:\n  onnxfix matrix diff jetpack-4.6 jetpack-6.1\n  onnxfix matrix diff trt-8.2 trt-10.3\n",
+    )
+    diff.add_argument("before", metavar="T1", help="a target")
+    diff.add_argument("after", metavar="T2", help="another")
+    diff.set_defaults(run=_matrix_diff)
+    targets = group.add_parser("targets", help="all targets", description="All boards, JetPacks and TensorRTs.")
+    targets.set_defaults(run=_matrix_targets)
+    for command in (show, diff, targets):
+        command.add_argument(
+            "--format", choices=("text", "json", "markdown", "html"), default="text",
+            help="text, complete JSON, Markdown, or a page of HTML that needs nothing else (default: text)",
+        )  # fmt: skip
+        command.add_argument("-o", "--output", metavar="FILE", help="write there instead of standard output")
+    probe = group.add_parser(
+        "probe",
+        help="measure the TensorRT that is installed, here or on a board",
+        description="Ask the installed parser about some thirty thousand small models and write what it takes as a\n"
+        "matrix file; --target takes such a file. A parser that crashes on a model goes on with the next.",
+        epilog="examples:\n"
+        "  onnxfix matrix probe --output mine.json\n"
+        "  onnxfix matrix probe --bundle probe/       a folder to carry to a board; python3 probe_tensorrt.py there\n"
+        "  onnxfix matrix probe --read result.json --output board.json\n"
+        "  onnxfix inspect model.onnx --target board.json\n",
+    )
+    probe.add_argument("-o", "--output", metavar="FILE", help="the matrix file (default: RELEASE.json)")
+    where = probe.add_mutually_exclusive_group()
+    where.add_argument("--bundle", metavar="DIR", help="only write the models and a script that runs on a board")
+    where.add_argument("--read", metavar="RESULT", help="what that script brought back")
+    where.add_argument("--flavour", choices=("tensorrt", "tensorrt_rtx"), help="which TensorRT, where both are here")
+    _add_format(probe)
+    probe.set_defaults(run=_matrix_probe)
+
+
 def _add_doctor(commands: Any) -> None:
     command = commands.add_parser(
         "doctor",
@@ -298,9 +360,9 @@ def _add_doctor(commands: Any) -> None:
     command.set_defaults(run=_doctor)
 
 
-def _add_target(command: argparse.ArgumentParser, text: str) -> None:
+def _add_target(command: argparse.ArgumentParser, text: str, required: bool = False) -> None:
     command.add_argument(
-        "-t", "--target", metavar="T",
+        "-t", "--target", metavar="T", required=required,
         help=f"{text}: a board (jetson-nano), a JetPack (jetpack-4.6.1), a TensorRT (trt-8.2) or rtx-1.7; "
         "a wrong name is answered with the known ones",
     )  # fmt: skip
@@ -344,11 +406,14 @@ def _run(argv: Sequence[str]) -> int:
 
 
 def _inspect(args: argparse.Namespace) -> int:
-    from onnxfix import api
-    from onnxfix.render import text
+    from itertools import chain
 
-    found = api.inspect(args.model, target=args.target)
-    _emit(args, found, lambda: text.inspection(found, args.verbose), args.output)
+    from onnxfix import api
+    from onnxfix.render import matrix, text
+
+    found = api.inspect(args.model, target=args.target, precision=args.precision, dla=args.dla)
+    split = matrix.split(found.dla) if found.dla else ()
+    _emit(args, found, lambda: chain(text.inspection(found, args.verbose), split), args.output)
     if found.verdict == "refused":
         nodes = f"{found.refused} of {text.plural(found.nodes, 'node')}"
         return _end(REFUSED, f"{found.target} does not take {args.model} as it is: {nodes}")
@@ -509,6 +574,52 @@ def _rule(identity: str, known: Mapping[str, Rule]) -> Rule:
     raise RuleError(f"no rule '{identity}'; {hint}")
 
 
+def _matrix_show(args: argparse.Namespace) -> int:
+    from onnxfix import matrix, tables
+    from onnxfix.render import matrix as shown
+
+    found = tables.table(matrix.target(args.target), args.op)
+    _emit_page(args, found, lambda: shown.table(found), f"What {found.target} takes")
+    return FINE
+
+
+def _matrix_diff(args: argparse.Namespace) -> int:
+    from onnxfix import matrix, tables
+    from onnxfix.render import matrix as shown
+
+    found = tables.diff(matrix.target(args.before), matrix.target(args.after))
+    _emit_page(args, found, lambda: shown.diff(found), f"From {found.before} to {found.after}")
+    return FINE
+
+
+def _matrix_targets(args: argparse.Namespace) -> int:
+    from onnxfix import tables
+    from onnxfix.render import matrix as shown
+
+    _emit_page(args, tables.targets(), shown.targets, "Targets of onnxfix")
+    return FINE
+
+
+def _matrix_probe(args: argparse.Namespace) -> int:
+    from onnxfix.model import write_atomic
+    from onnxfix.probe import run
+    from onnxfix.render import matrix as shown
+    from onnxfix.render import progress
+
+    with progress.shown() as bar:
+        if args.bundle:
+            count = run.bundle(Path(args.bundle), bar)
+            script = Path(args.bundle) / "probe_tensorrt.py"
+            _emit(args, {"bundle": args.bundle, "models": count}, lambda: shown.bundled(args.bundle, count, str(script)))
+            return FINE
+        result = run.read(Path(args.read)) if args.read else run.measure(args.flavour, bar)
+        found = run.evaluate(result, bar)
+    output = Path(args.output or f"{result.release}.json")
+    write_atomic(output, found.text)
+    _emit(args, found, lambda: shown.probe(found, str(output)))
+    return FINE
+
+
 def _doctor(args: argparse.Namespace) -> int:
     from onnxfix import api
     from onnxfix.render import text
@@ -534,5 +645,20 @@ def _emit(
         return
     if output:
         write_atomic(Path(output), text.encode("utf-8", "backslashreplace"))
+    else:
+        sys.stdout.write(text)
+
+
+def _emit_page(args: argparse.Namespace, value: Any, blocks: Callable[[], Iterable[Block]], title: str) -> None:
+    """Like `_emit`, with Markdown and HTML too."""
+    from onnxfix.model import write_atomic
+    from onnxfix.render import matrix
+
+    if args.format in ("text", "json"):
+        _emit(args, value, blocks, args.output)
+        return
+    text = matrix.html(title, blocks()) if args.format == "html" else f"# {title}\n\n{matrix.markdown(blocks())}"
+    if args.output:
+        write_atomic(Path(args.output), text.encode("utf-8", "backslashreplace"))
     else:
         sys.stdout.write(text)

@@ -45,7 +45,8 @@ class Fold:
     def apply(self, edit: Edit) -> None:
         """Let the readers read constants; the nodes go, as nothing reads them."""
         for name, array in self.values.items():
-            edit.replace(name, edit.const(array, "folded"))
+            tensor = numpy_helper.from_array(np.array(array, order="C"))
+            edit.replace(name, edit.store(tensor, edit.graph.fresh(f"{name}/folded")))
         shown = ", ".join(f"'{n}' {_shown(a)}" for n, a in list(self.values.items())[:3])
         more = f" and {len(self.values) - 3} more" if len(self.values) > 3 else ""
         nodes = "1 node is" if len(self.nodes) == 1 else f"{len(self.nodes)} nodes are"

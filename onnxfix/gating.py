@@ -30,9 +30,9 @@ from typing import Any
 from onnxfix import __version__, catalog, engine, inspection, matrix, prove, shapes, verdict
 from onnxfix.backends import child_environment
 from onnxfix.catalog import RuleSet
-from onnxfix.errors import OnnxfixError, RequestError
+from onnxfix.errors import ModelError, OnnxfixError, RequestError
 from onnxfix.graph import Graph
-from onnxfix.model import Draft, load, one_line, write_atomic
+from onnxfix.model import Draft, Model, external_field, external_path, is_external, load, one_line, write_atomic
 from onnxfix.report import Check, Effect, Finding, Status, Where, from_dict, to_dict
 from onnxfix.rule import REWRITABLE
 
@@ -259,6 +259,7 @@ class _Judge:
 
     def _judge(self, path: Path, name: str) -> Gated:
         model = load(path)
+        _look_for_data(model)
         graph = shapes.index(model)
         seen = self._look(graph, path)
         notes = _notes(self.goal, seen)
@@ -308,6 +309,14 @@ class _Judge:
         judge = functools.partial(matrix.judge, target=self.goal)
         allow, options = self.ruleset.allow, self.ruleset.options
         return len(engine.run(graph, self.rules, self.goal, judge, allow=allow, options=options).changes)
+
+
+def _look_for_data(model: Model) -> None:
+    """Raises ModelError when a file with the model's external data is missing. Reads none of them."""
+    tensors = {external_field(t, "location"): t for t in model.tensors() if is_external(t)}
+    for location, tensor in tensors.items():
+        if not external_path(tensor, model.directory).is_file():
+            raise ModelError(f"{model.path}: its external data file '{location}' is missing; put it beside it")
 
 
 def _unreadable(name: str, error: str) -> Gated:

@@ -925,6 +925,8 @@ class Edit:
             copy.name = ""
             _bind(copy, attributes or {})
             _rename(copy, names, lambda n: self.graph.fresh(f"{label}/{n}"), define=True)
+            while copy.input and not copy.input[-1]:
+                del copy.input[-1]  # an optional input that the call leaves out
             self._insert(copy)
         return names
 

@@ -19,7 +19,7 @@ from typing import Any
 import onnx
 from onnx import AttributeProto, TensorProto
 
-from onnxfix import matrix, shapes, verdict
+from onnxfix import boards, matrix, shapes, verdict
 from onnxfix.errors import ModelError, RuleError, Skip
 from onnxfix.graph import Graph, Node
 from onnxfix.model import Model, external_field, external_path, is_external, nbytes, one_line
@@ -146,6 +146,7 @@ class Inspection:
     graph_rules: tuple[str, ...] = ()  # rules that look at the graph as a whole, and would act
     rules: dict[str, Safety] = field(default_factory=dict)  # safety of the rules named above
     notes: tuple[str, ...] = ()
+    dla: boards.Split | None = None  # when asked for: which nodes the board's DLA would take
 
     @property
     def refused(self) -> int:
@@ -154,12 +155,19 @@ class Inspection:
 
 
 def inspect_model(
-    model: Model, target: matrix.Target | None = None, rules: Iterable[Rule] = ()
+    model: Model,
+    target: matrix.Target | None = None,
+    rules: Iterable[Rule] = (),
+    *,
+    precision: str = "",
+    dla: bool = False,
 ) -> Inspection:
     """Describe `model`, and with `target` what it refuses and which of `rules` would help.
 
-    Cost: two walks over the nodes; with a target also one shape inference and the judging of each node.
-    Raises ModelError for a damaged model, RuleError for a rule that fails.
+    `precision` is one the engine shall have, such as "int8": what the target's board cannot do is a finding. `dla`
+    asks for the split between DLA and GPU. Cost: two walks over the nodes; with a target also one shape inference and
+    the judging of each node. Raises ModelError for a damaged model, RuleError for a rule that fails, RequestError for
+    a precision that does not exist, or a DLA asked of a target without board.
     """
     proto = model.proto
     survey = _Survey(model.directory)
@@ -169,7 +177,10 @@ def inspect_model(
     ops = survey.op_counts()
     about: dict[str, Any] = {}
     if target is not None:
-        judged = _judge_graph(shapes.index(model), target, rules)
+        graph = shapes.index(model)
+        judged = _judge_graph(graph, target, rules)
+        stored = sum(sum(sizes) for sizes in (*survey.initializers.values(), *survey.in_nodes.values()))
+        judged.findings += boards.board_findings(target, precision=precision, model_bytes=stored)
         about = {
             "target": target.label,
             "verdict": verdict.by_matrix(judged.findings),
@@ -178,6 +189,7 @@ def inspect_model(
             "graph_rules": tuple(judged.graph_rules),
             "rules": judged.safety,
             "notes": tuple(_opset_notes(model, target)),
+            "dla": boards.dla_split(graph, target) if dla else None,
         }
     return Inspection(
         model=str(model.path or ""),
@@ -466,6 +478,9 @@ def _opset_notes(model: Model, target: matrix.Target) -> Iterator[str]:
         return
     low, high = target.opsets
     if model.opset() > high:
-        yield f"opset {model.opset()} is newer than the newest that {target.label} knows ({high})"
+        yield (
+            f"opset {model.opset()} is newer than the newest that {target.label} knows ({high}): "
+            "what its operators gained since may be ignored without a word"
+        )
     elif model.opset() < low:
         yield f"opset {model.opset()} is older than the oldest that {target.label} was made for ({low})"

@@ -176,6 +176,9 @@ _ATTRIBUTE_TESTS: dict[str, Callable[[Any], Callable[[Any], bool]]] = {
     "not_in": lambda refused: lambda value: value not in refused,
     "each_in": lambda allowed: lambda value: all(v in allowed for v in value),
     "below": lambda bound: lambda value: value < bound,
+    "between": lambda ends: lambda value: all(
+        ends[0] <= v <= ends[1] for v in (value if isinstance(value, list) else [value])
+    ),
     "dtype_in": _dtype_in,
     "chars": lambda allowed: lambda value: set(value) <= set(allowed),
     "einsum_without": _einsum_without,
@@ -333,6 +336,19 @@ def _elements_test(_: Any) -> _ValueTest:
     return test
 
 
+def _dims_test(most: list[int]) -> _ValueTest:
+    """The first dimension at most most[0], the others at most most[1]."""
+
+    def test(node: Node, name: str, facts: Facts) -> Answer:
+        shape = node.graph.static_shape(name)
+        if shape is None:
+            return _OPEN
+        fits = all(d <= most[min(i, 1)] for i, d in enumerate(shape))
+        return fits, f"has the shape {list(shape)}"
+
+    return test
+
+
 _VALUE_TESTS: dict[str, Callable[[Any], _ValueTest]] = {
     "dtype_in": lambda names: _dtype_test(names, allowed=True),
     "dtype_not_in": lambda names: _dtype_test(names, allowed=False),
@@ -346,6 +362,7 @@ _VALUE_TESTS: dict[str, Callable[[Any], _ValueTest]] = {
     "elements": _elements_test,
     "made_by": _made_by_test,
     "static": _static_test,
+    "dims_max": _dims_test,
     "static_axis": _static_axis_test,
 }
 

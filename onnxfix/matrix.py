@@ -152,6 +152,11 @@ def of_data(data: Mapping[str, Any], name: str = "") -> Target:
     return Target(name or full, release, label, own=_compiled(full, data))
 
 
+def data_of(target: Target) -> Mapping[str, Any]:
+    """The content of the matrix file a target is judged by."""
+    return _matrix_of(target).data
+
+
 def _of_file(path: Path) -> Target:
     try:
         return of_data(json.loads(path.read_text(encoding="utf-8")), str(path))
@@ -295,7 +300,7 @@ def _judge(node: Node, matrix: _Matrix, facts: Facts) -> Verdict | None:
         return matrix.verdict(Effect.REFUSED, "a call of a model-local function is refused", "functions")
     limits = matrix.rows.get(_key(op, domain))
     if limits is None:
-        return matrix.without_row(op, domain)
+        return matrix.without_row(node)
     verdicts = matrix.dtypes_and_ranks(node)
     opset = node.opset
     for limit in limits:
@@ -362,12 +367,14 @@ class _Matrix:
     interface_only: frozenset[int]  # dtypes a network may have at its border but not inside
     border_ops: frozenset[str]  # operators that may stand there between
     constants_refused: frozenset[int]  # dtypes of which a constant may feed DequantizeLinear only
+    data: Mapping[str, Any] = field(repr=False)
 
     def verdict(self, effect: Effect, reason: str, limit: str, basis: str = "") -> Verdict:
         known = f" ({basis})" if basis else ""
         return Verdict(effect, reason, f"{self.release} {limit}{known}, {self.source}", limit)
 
-    def without_row(self, op: str, domain: str) -> Verdict | None:
+    def without_row(self, node: Node) -> Verdict:
+        op, domain = node.op, node.domain
         kind, _, version = self.release.partition("-")
         name = f"{'TensorRT-RTX' if kind == 'rtx' else 'TensorRT'} {version}"
         if op in self.plugins:
@@ -379,6 +386,9 @@ class _Matrix:
             return self.verdict(Effect.UNKNOWN, f"the matrix of {name} has no row for {op}", "no-row")
         if op in self.rows:
             reason = f"the parser does not read the domain '{domain}': it takes this for the ONNX operator {op}"
+            beyond = _beyond_onnx(node)
+            if beyond:
+                return self.verdict(Effect.WRONG, f"{reason}, which has no {beyond}", "domain")
             return self.verdict(Effect.UNDECIDED, reason, "domain")
         reason = f"{name} has no importer for {domain}::{op}, and its library no plugin of that name"
         return self.verdict(Effect.REFUSED, reason, "no-importer")
@@ -445,6 +455,15 @@ class _Matrix:
         return found
 
 
+def _beyond_onnx(node: Node) -> str:
+    """What a node of another domain asks for that ONNX's operator of its name does not know, "" for nothing."""
+    known = schema(node.op, "", onnx.defs.onnx_opset_version())
+    if known is None:
+        return ""
+    names = [a.name for a in node.proto.attribute if a.name not in known.attributes]
+    return f"attribute {names[0]}" if names else "so many inputs" if len(node.proto.input) > known.max_input else ""
+
+
 _OWN_LIMITS = ("QuantizeLinear", "DequantizeLinear", "Constant")
 
 
@@ -490,6 +509,7 @@ def _compiled(name: str, data: Mapping[str, Any]) -> _Matrix:
         interface_only=dtypes(rules["dtypes_interface_only"]),
         border_ops=frozenset(rules.get("border_ops", ("Cast", "CastLike"))),
         constants_refused=dtypes(rules.get("constants_dequantized_only", [])),
+        data=data,
     )
 
 

@@ -46,7 +46,8 @@ def judge(target: Target, findings: Iterable[Finding], checks: Sequence[Check] =
             return Judgement("refused", f"parsed, but not built by {_who(build)}, the builder of {target.label} itself")
         found = [f for f in found if not overruled(f, checks)]
         if any(f.effect in REWRITABLE for f in found):
-            return Judgement("refused", f"parsed by {_who(parser)}, but {_counted(found)} by {target.by}")
+            said = f"parsed by {_who(parser)}, the parser of {target.label} itself, but by matrix {_counted(found)}"
+            return Judgement("refused", said)
         done = "parsed and built" if build is not None else "parsed"
         return Judgement("proved", f"{done} by {_who(parser)}, the parser of {target.label} itself")
     said = f"target {target.label} by matrix only"

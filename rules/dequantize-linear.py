@@ -17,7 +17,7 @@ class DequantizeLinear(Rule):
         graph = node.graph
         if graph.is_const(node.input(0)):
             return None  # dequantize-constant's
-        if not ctx.refused(node) and not _lone(node):
+        if not ctx.refused(node) and not node.domain and not _lone(node):
             return None
         dtype = graph.dtype(node.input(0))
         if dtype == TensorProto.UNDEFINED:

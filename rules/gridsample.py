@@ -14,8 +14,17 @@ _KEYS = -0.75  # the cubic kernel's parameter, as the standard has it
 @dataclass
 class _Sampling:
     channels: int
-    sizes: list[int]  # of the spatial axes, outermost first
+    sizes: list[int | None]  # of the spatial axes, outermost first; None for a dynamic one
     mode: str
+
+
+@dataclass
+class _Size:
+    """How many pixels an axis has, and how many steps there are between them: constants, or values at run time."""
+
+    pixels: str | np.ndarray
+    steps: str | np.ndarray
+    fixed: int | None
 
 
 class GridSample(Rule):
@@ -25,8 +34,8 @@ class GridSample(Rule):
     def match(self, node: Node, ctx: Context) -> _Sampling | None:
         graph, x, grid = node.graph, node.input(0), node.input(1)
         shape = graph.shape(x)
-        if shape is None or not all(isinstance(d, int) for d in shape[1:]):
-            raise Skip(f"the shape of '{x}' must be known, but for its batch size; freeze the dynamic axes")
+        if shape is None or len(shape) < 3 or not isinstance(shape[1], int):
+            raise Skip(f"the number of channels of '{x}' is not known")
         if graph.rank(grid) != len(shape):
             raise Skip(f"the rank of '{grid}' is not known")
         mode, padding = _MODES[node.attr("mode")], node.attr("padding_mode")
@@ -34,27 +43,30 @@ class GridSample(Rule):
             raise Skip(f"cubic with the padding mode {padding} and {len(shape) - 2} spatial axes is not written out")
         if graph.dtype(x) not in (TensorProto.FLOAT, TensorProto.FLOAT16):
             raise Skip("only FLOAT and FLOAT16 are written out")
-        channels, *sizes = (int(d or 0) for d in shape[1:])
-        if 0 in (channels, *sizes):
+        if 0 in shape:
             raise Skip(f"'{x}' is empty")
-        return _Sampling(channels, sizes, mode)
+        sizes = [d if isinstance(d, int) else None for d in shape[2:]]
+        if None in sizes and padding == "reflection":
+            raise Skip("reflection in an image of dynamic size is not written out; freeze the dynamic axes")
+        return _Sampling(shape[1], sizes, mode)
 
     def rewrite(self, node: Node, found: _Sampling, edit: Edit, ctx: Context) -> None:
         graph, x, axes = node.graph, node.input(0), len(found.sizes)
         grid = emit.cast(edit, node.input(1), TensorProto.FLOAT)
         taps: list[list[tuple[str, str | None]]] = []  # for each axis: (place, weight) of each of its taps
-        for axis, size in enumerate(found.sizes):
+        sizes = self._sizes(edit, x, found)
+        for axis, size in enumerate(sizes):
             # The grid's last axis holds x, y, z: the innermost axis comes first.
             place = emit.slice_(edit, grid, [axes - 1 - axis], [axes - axis], [axes + 1])
             place = emit.reshape(edit, place, [0, 1, -1])
-            taps.append(self._taps(edit, node, found.mode, self._pixel(edit, node, place, size), size))
+            taps.append(self._taps(edit, found.mode, self._pixel(edit, node, place, size)))
         places: list[str] = []
         weights: list[str] = []
         for corner in itertools.product(*taps):
             index, weight = "", ""
-            for (place, factor), size in zip(corner, found.sizes, strict=True):
-                inside = emit.clip(edit, place, _float(0), _float(size - 1))
-                index = edit.add("Add", [edit.add("Mul", [index, _float(size)]), inside]) if index else inside
+            for (place, factor), size in zip(corner, sizes, strict=True):
+                inside = edit.add("Min", [edit.add("Max", [place, _float(0)]), size.steps])
+                index = edit.add("Add", [edit.add("Mul", [index, size.pixels]), inside]) if index else inside
                 if node.attr("padding_mode") == "zeros":
                     hit = edit.add("Cast", [edit.add("Equal", [inside, place])], to=TensorProto.FLOAT)
                     factor = edit.add("Mul", [factor, hit]) if factor else hit
@@ -72,16 +84,31 @@ class GridSample(Rule):
         edit.replace_node(node, self._shaped(edit, node, taken, found))
 
     @staticmethod
-    def _pixel(edit: Edit, node: Node, place: str, size: int) -> str:
+    def _sizes(edit: Edit, x: str, found: _Sampling) -> list[_Size]:
+        sizes: list[_Size] = []
+        for axis, size in enumerate(found.sizes):
+            if size is not None:
+                sizes.append(_Size(_float(size), _float(size - 1), size))
+                continue
+            count = edit.add("Gather", [edit.add("Shape", [x]), np.int64(axis + 2)], axis=0)
+            pixels = edit.add("Cast", [count], to=TensorProto.FLOAT)
+            sizes.append(_Size(pixels, edit.add("Sub", [pixels, _float(1)]), None))
+        return sizes
+
+    @staticmethod
+    def _pixel(edit: Edit, node: Node, place: str, size: _Size) -> str:
         """From [-1, 1] to pixels, brought inside as the padding mode asks."""
         align = bool(node.attr("align_corners"))
         away_from_edge = edit.add("Add", [place, _float(1)])  # in the order of the standard's formula: ties stay ties
-        pixel = edit.add("Mul", [away_from_edge, _float((size - 1) / 2 if align else size / 2)])
+        whole = size.steps if align else size.pixels
+        half = whole * np.float32(0.5) if isinstance(whole, np.ndarray) else edit.add("Mul", [whole, _float(0.5)])
+        pixel = edit.add("Mul", [away_from_edge, half])
         if not align:
             pixel = edit.add("Sub", [pixel, _float(0.5)])
         padding = node.attr("padding_mode")
         if padding == "reflection":
-            low, span = (0.0, float(size - 1)) if align else (-0.5, float(size))
+            assert size.fixed is not None
+            low, span = (0.0, float(size.fixed - 1)) if align else (-0.5, float(size.fixed))
             if span == 0:
                 return str(edit.add("Mul", [pixel, _float(0)]))
             away = edit.add("Abs", [edit.add("Sub", [pixel, _float(low)])])
@@ -94,10 +121,13 @@ class GridSample(Rule):
             pixel = edit.add("Add", [inside, _float(low)])
         # What lies further out than any tap reaches is the same everywhere.
         reach = 3.0 if padding == "zeros" else 0.0
-        return emit.clip(edit, pixel, _float(-reach), _float(size - 1 + reach))
+        most = size.steps
+        if reach:
+            most = most + _float(reach) if isinstance(most, np.ndarray) else edit.add("Add", [most, _float(reach)])
+        return str(edit.add("Min", [edit.add("Max", [pixel, _float(-reach)]), most]))
 
     @staticmethod
-    def _taps(edit: Edit, node: Node, mode: str, pixel: str, size: int) -> list[tuple[str, str | None]]:
+    def _taps(edit: Edit, mode: str, pixel: str) -> list[tuple[str, str | None]]:
         if mode == "nearest":
             return [(str(edit.add("Round", [pixel])), None)]
         first = str(edit.add("Floor", [pixel]))
@@ -109,7 +139,7 @@ class GridSample(Rule):
     @staticmethod
     def _gather(edit: Edit, x: str, places: str, found: _Sampling) -> str:
         """Pixels of `x` as [batch, channels, places]."""
-        flat = emit.reshape(edit, x, [0, found.channels, int(np.prod(found.sizes))])
+        flat = emit.reshape(edit, x, [0, found.channels, -1])
         index = edit.add("Cast", [places], to=TensorProto.INT64)
         if (edit.graph.shape(x) or (None,))[0] == 1:
             return str(edit.add("Gather", [flat, emit.reshape(edit, index, [-1])], axis=2))

@@ -12,8 +12,11 @@ from onnxfix.rule import Context, Edit, Node, Rule, Safety, Skip
 class QuantizeLinear(Rule):
     ops = ("QuantizeLinear", "com.microsoft::QuantizeLinear")
     safety = Safety.CLOSE
+    when = "always"
 
-    def match(self, node: Node, ctx: Context) -> bool:
+    def match(self, node: Node, ctx: Context) -> bool | None:
+        if not ctx.refused(node) and not node.domain:
+            return None
         dtype = quant.quantized_dtype(node)
         bounds = dtype_range(dtype)
         if bounds is None or bounds[1] > 65535:

@@ -19,7 +19,7 @@ class Uint8Cast(Rule):
             return None  # nothing to wrap: what reads it can read the source
         if not graph.dtype(node.input(0)) or graph.dtype(node.input(0)) == own:
             return None
-        if not dtypes.can_wrap(own, ctx):
+        if not dtypes.can_wrap(own, TensorProto.INT32, ctx):
             name = dtypes.dtype_name(own)
             raise Skip(f"its numbers may leave the range of {name}; limit them with Clip before the Cast")
         return int(own)

@@ -25,7 +25,7 @@ LAYERS = (
     ("yamlrule",),
     ("catalog",),
     ("backends", "engine", "matrix"),
-    ("folding",),
+    ("folding", "boards", "tables"),
     ("lowering", "verdict"),
     ("prove", "inspection"),
     ("build", "probe", "gating"),

@@ -336,6 +336,8 @@ _KEEPS = MOVES | {
     "LessOrEqual", "Max", "MaxPool", "Min", "NonZero", "OneHot", "Pad", "ReduceMax", "ReduceMin", "Resize",
     "ReverseSequence", "ScatterElements", "ScatterND", "TopK", "Trilu", "Upsample", "Where",
 }  # fmt: skip
+# Layers that TensorRT runs on floating point alone.
+_FLOAT_LAYERS = frozenset({"GlobalMaxPool", "MatMul", "MaxPool", "Resize", "Upsample"})
 _COUNTS = frozenset({"Abs", "Add", "Div", "MatMul", "Mod", "Mul", "Neg", "ReduceSum", "Sub"})
 
 
@@ -363,8 +365,10 @@ def recast(node: Node, dtypes: frozenset[int], ctx: Context) -> Recast | None:
     ranges = [whole_range(node.graph, node.input(i)) for i in inputs]
     if any(r is None for r in ranges):
         return None
+    if node.op in ("ReduceMax", "ReduceMin") and not _reduces_something(node):
+        raise Skip("what it reduces may be empty, and then the result hangs on the dtype; freeze the dynamic axes")
     result = _result_range(node, [r for r in ranges if r is not None])
-    taken = [d for d in _others(node, inputs, own) if not ctx.refused(_alone(node, inputs, d))]
+    taken = [d for d in _others(node, inputs, own, ctx) if not ctx.refused(_alone(node, inputs, d))]
     if not taken:
         return None
     for other in taken:
@@ -398,9 +402,10 @@ def wrap(edit: Edit, x: str, own: int, other: int) -> str:
     return str(edit.add("Add", [rest, np.asarray(low, kind)])) if low else rest
 
 
-def can_wrap(own: int, ctx: Context) -> bool:
-    """Whether `wrap` can be written for the target, for numbers of `own` computed in INT32."""
-    return ctx.supports("Mod") and within(_BOUNDS.get(own), (-(1 << 16), 1 << 16))
+def can_wrap(own: int, other: int, ctx: Context) -> bool:
+    """Whether `wrap` can be written for the target, for numbers of `own` computed in the wider integers `other`."""
+    bits = 16 if other == TensorProto.INT32 else 32 if other == TensorProto.INT64 else 0
+    return bits > 0 and ctx.supports("Mod") and within(_BOUNDS.get(own), (-(1 << bits), 1 << bits))
 
 
 def _typed_alike(node: Node, dtypes: frozenset[int]) -> tuple[tuple[int, ...], tuple[int, ...], int] | None:
@@ -434,13 +439,26 @@ def _plain(node: Node) -> bool:
     return not (node.op == "Mod" and node.attr("fmod", 0))
 
 
-def _others(node: Node, inputs: tuple[int, ...], own: int) -> list[int]:
+def _reduces_something(node: Node) -> bool:
+    """Whether a reduction runs over at least one element, as far as shapes tell."""
+    shape = node.graph.shape(node.input(0))
+    known: Sequence[int | None] | None = node.attr("axes") or node.graph.known(node.input(1))
+    axes = [a for a in known or () if a is not None]
+    if shape is None or len(axes) < len(known or ()) or (node.input(1) and known is None):
+        return False
+    reduced = [shape[a] for a in axes if -len(shape) <= a < len(shape)] if axes else shape
+    return all(isinstance(d, int) and d > 0 for d in reduced)
+
+
+def _others(node: Node, inputs: tuple[int, ...], own: int, ctx: Context) -> list[int]:
     """Dtypes to try, the one that saves casts first."""
     graph = node.graph
     made_of_float = any(graph.dtype(uncast(graph, node.input(i))) == TensorProto.FLOAT for i in inputs)
     order = [TensorProto.INT32, TensorProto.FLOAT, TensorProto.INT64]
-    if made_of_float:
+    if made_of_float or node.op in _FLOAT_LAYERS:
         order = [TensorProto.FLOAT, TensorProto.INT32, TensorProto.INT64]
+    if ctx.target.narrows(TensorProto.INT64):
+        order.remove(TensorProto.INT64)
     # FLOAT divides with a fraction, and Mod of it is another operator.
     return [int(d) for d in order if d != own and not (d == TensorProto.FLOAT and node.op in ("Div", "Mod"))]
 
@@ -451,7 +469,7 @@ def _fits(node: Node, own: int, other: int, ranges: Sequence[Range | None], ctx:
         return None
     if within(ranges[-1], _BOUNDS[own]):
         return False
-    return True if other == TensorProto.INT32 and can_wrap(own, ctx) else None
+    return True if can_wrap(own, other, ctx) else None
 
 
 def _result_range(node: Node, ranges: list[Range]) -> Range | None:

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from onnxfix import matrix, shapes
-from onnxfix.errors import ModelError, RequestError
-from onnxfix.limits import DTYPE
+from onnxfix.errors import ModelError
 from onnxfix.model import Model
 from onnxfix.probe.ask import Outcome
-from onnxfix.probe.derive import Limit, dtypes_refused, names, rows
+from onnxfix.probe.derive import Limit, dtypes_refused, rows
 from onnxfix.probe.models import Case
 from onnxfix.report import Effect
 
@@ -34,10 +33,13 @@ class Agreement:
         return sum(self.counts.values())
 
     @property
+    def right(self) -> int:
+        """Models on which the verdict is the parser's; an undecided one is right about nothing."""
+        return self.counts["refused", False] + self.counts["taken", True]
+
+    @property
     def agree(self) -> float:
-        """Share of the models on which a decided verdict is the parser's."""
-        right = self.counts["refused", False] + self.counts["taken", True] + self.counts["undecided", True]
-        return right / max(self.total, 1)
+        return self.right / max(self.total, 1)
 
     @property
     def false_taken(self) -> float:
@@ -71,7 +73,7 @@ def agreement(models: Iterable[tuple[str, Any]], outcomes: Mapping[str, Outcome]
         except ModelError:
             continue
         result.counts[verdict, outcome.taken] += 1
-        if (verdict == "refused") == outcome.taken and not (verdict == "undecided" and outcome.taken):
+        if verdict == "undecided" or (verdict == "refused") == outcome.taken:
             result.differ.append((name, verdict, outcome, limit))
     return result
 
@@ -108,9 +110,9 @@ def assemble(
     """
     rules = dict(by_hand.get("rules", {}))
     border = frozenset(rules.get("dtypes_interface_only", ()))
-    refused = dtypes_refused(cases, outcomes) & frozenset(DTYPE.values())
+    refused = dtypes_refused(cases, outcomes)
     found, missing, at_border = rows(cases, outcomes, importers, refused, border)
-    rules["dtypes_refused"] = sorted(refused & _KNOWN | {"STRING"})
+    rules["dtypes_refused"] = sorted(refused | {"STRING"})
     ranks = [c.value for c in cases if c.about == "rank" and c.spec.op == "Relu" and outcomes[c.name].taken]
     rules["rank_max"] = max(ranks, default=rules.get("rank_max", 8))
     if at_border:
@@ -137,13 +139,6 @@ def assemble(
     unsupported = sorted({*missing, *by_hand.get("unsupported", ())} - set(ops))
     dropped = _drop_contradicted({**data, "unsupported": unsupported}, ops, cases, outcomes, against)
     return _packed(data, ops, unsupported), dropped
-
-
-_KNOWN = frozenset({
-    "INT16", "UINT16", "UINT32", "UINT64", "STRING", "COMPLEX64", "COMPLEX128", "FLOAT8E5M2", "FLOAT8E4M3FN",
-    "FLOAT8E4M3FNUZ", "FLOAT8E5M2FNUZ", "INT4", "UINT4", "FLOAT4E2M1", "FLOAT8E8M0", "UINT2", "INT2", "BFLOAT16",
-    "UINT8", "INT8", "BOOL", "DOUBLE",
-})  # fmt: skip
 
 
 def _merged(derived: list[Limit], row: Mapping[str, Any]) -> list[Limit]:

@@ -110,6 +110,8 @@ def _limits(asked: list[Case], outcomes: Mapping[str, Outcome], general: frozens
             limit = build(spec.op, spec.domain, subject, said)
             if limit is None:
                 continue
+            if kind == "attribute" and limit["id"] == "dtype":
+                limit["id"] = "dtype-asked"
             if number:
                 limit["id"] += f"-{low}"
             bounds = {"opset_min": low} if low else {}
