@@ -252,6 +252,22 @@ PREDICATES: list[tuple[dict[str, Any], str, str]] = [
         X + "{ y, i = MaxPool<kernel_shape=[2,2]>(x) }",
     ),
     (
+        {"input": 0, "made_by": ["QuantizeLinear"]},
+        "(float[2] x) => (y) <float s = {1}, int8 z = {0}> { q = QuantizeLinear(x, s, z) y = DequantizeLinear(q, s, z) }",
+        "(int8[2] x) => (y) <float s = {1}, int8 z = {0}> { y = DequantizeLinear(x, s, z) }",
+    ),
+    (
+        {"last_axis_like": [1, 0, -2]},
+        "(float[2,3,4] x, float[2,3] m) => (y) { y = Add(x, m) }",
+        "(float[2,3,4] x, float[2,4] m) => (y) { y = Add(x, m) }",
+    ),
+    (
+        {"scan_outputs": True},
+        "(int64 m, bool c, float[2] x) => (y, z) { y, z = Loop(m, c, x) <body = b (int64 i, bool p, float[2] v) => (bool q, float[2] w, float[2] s) { q = Identity(p) w = Add(v, v) s = Identity(v) }> }",
+        "(int64 m, bool c, float[2] x) => (y) { y = Loop(m, c, x) <body = b (int64 i, bool p, float[2] v) => (bool q, float[2] w) { q = Identity(p) w = Add(v, v) }> }",
+    ),
+    ({"inputs_max": 1}, X + "{ y = Clip(x) }", X + "{ y = Clip(x, ) }"),
+    (
         {"split": "even"},
         X + "{ y, z = Split<axis=2, num_outputs=2>(x) }",
         X + "{ y, z = Split<axis=1, num_outputs=2>(x) }",

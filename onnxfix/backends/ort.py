@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,7 +37,7 @@ def evaluate(model: bytes, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndar
 
     Raises BackendError when ONNX Runtime can't load or run it, UnavailableError when it is not installed.
     """
-    session = _session(model, threads=1)
+    session = _session(model)
     try:
         values = session.run(None, dict(feeds))
     except Exception as error:  # ONNX Runtime's exceptions have no common base of their own
@@ -59,9 +58,8 @@ class Runner:
                 raise UnavailableError(f"{why}: {HOW_TO_GET[module]}")
         from polygraphy.backend.onnxrt import OnnxrtRunner
 
-        # Not Polygraphy's SessionFromOnnx, which leaves ONNX Runtime's log on. Graph optimisations are off on both
-        # sides, so that the models are compared and not what ONNX Runtime makes of each.
-        self._session = _session(str(path), threads=_cpus())
+        # Not Polygraphy's SessionFromOnnx, which leaves ONNX Runtime's log on.
+        self._session = _session(str(path))
         self._runner = OnnxrtRunner(self._session)
         self.inputs = [_tensor(i) for i in self._session.get_inputs()]
         self.outputs = [_tensor(o) for o in self._session.get_outputs()]
@@ -85,24 +83,26 @@ class Runner:
             raise _failure(error) from None
 
 
-def _session(model: bytes | str, threads: int) -> Any:
+def _session(model: bytes | str) -> Any:
+    """A session that computes what the model says and nothing else, so that models are compared and not what ONNX
+    Runtime makes of each: no graph optimisation; no packing of weights in advance, which sums in another order when a
+    weight is an initializer than when it is computed; one thread, since operators that quantise dynamically do so for
+    each thread's share and give other numbers with more.
+    """
     if why := absent("onnxruntime"):
         raise UnavailableError(f"{why}: {HOW_TO_GET['onnxruntime']}")
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
+    options.add_session_config_entry("session.disable_prepacking", "1")
     try:
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise _failure(error) from None
-
-
-def _cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _tensor(value: Any) -> Tensor:

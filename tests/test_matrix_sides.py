@@ -1,0 +1,58 @@
+"""Every limit of every shipped file, with a node on each side of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from onnxfix import matrix
+from onnxfix.report import Effect
+from tests.synthesis import Undecided, synthesise
+
+FILES = sorted((matrix.DATA / "matrix").glob("*.json"))
+EFFECTS = {
+    "reject": Effect.REFUSED,
+    "ignored": Effect.WRONG,
+    "build_fail": Effect.BUILD_FAILS,
+    "plugin": Effect.PLUGIN,
+}
+
+
+def limits_of(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """(operator, limit) of one file, without those that are no verdict or no predicate."""
+    data = json.loads(path.read_text(encoding="utf-8"))
+    found = []
+    for op, row in data["ops"].items():
+        for limit in row.get("limits", ()):
+            limit = data["shared"][limit] if isinstance(limit, str) else limit
+            if limit["need"] is not None and limit["effect"] in EFFECTS:
+                found.append((op, limit))
+    return found
+
+
+def hit(op: str, limit: dict[str, Any], target: matrix.Target, *, fits: bool) -> Effect | None:
+    """What the target says by this very limit about a node on one side of it."""
+    verdict = matrix.judge(synthesise(op, limit, fits=fits), target)
+    wanted = f"{op.rpartition('::')[2].lower()}/{limit['id']}"
+    everything = (verdict, *verdict.also) if verdict else ()
+    return next((v.effect for v in everything if v.limit == wanted), None)
+
+
+@pytest.mark.parametrize("path", FILES, ids=[p.stem for p in FILES])
+def test_each_limit_has_two_sides(path: Path) -> None:
+    target = matrix.target(path.stem)
+    wrong, one_sided = [], 0
+    limits = limits_of(path)
+    for op, limit in limits:
+        if (said := hit(op, limit, target, fits=False)) is not EFFECTS[limit["effect"]]:
+            wrong.append(f"{op}/{limit['id']}: a node that breaks {limit['need']} is {said}")
+        try:
+            if (said := hit(op, limit, target, fits=True)) is not None:
+                wrong.append(f"{op}/{limit['id']}: a node that keeps {limit['need']} is {said}")
+        except Undecided:
+            one_sided += 1
+    assert not wrong, "\n".join(wrong)
+    assert len(limits) > 50 and one_sided < len(limits) / 10
