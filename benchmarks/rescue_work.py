@@ -10,7 +10,7 @@ import os
 import pickle
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -407,7 +407,7 @@ def _fed(value: Any, kind: str) -> Any:
     return value if dtype is None or not isinstance(value, np.ndarray) else value.astype(dtype, copy=False)
 
 
-def _evaluate(made: bytes, feeds: Mapping[str, Any]) -> Sequence[Any]:
+def _evaluate(made: bytes, feeds: Mapping[str, Any]) -> list[Any]:
     """The same by ONNX's reference evaluator, for what ONNX Runtime lacks."""
     from onnx.reference import ReferenceEvaluator
 

@@ -7,6 +7,7 @@ NVIDIA's, and what follows from such a one says so.
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -86,7 +87,7 @@ class Split:
     def changes(self) -> int:
         """How often the data goes from the one to the other, in the order of the nodes."""
         order = [p.runs == "DLA" for p in self.placed]
-        return sum(a != b for a, b in zip(order, order[1:], strict=False))
+        return sum(a != b for a, b in itertools.pairwise(order))
 
 
 def dla_split(graph: Graph, target: Target) -> Split:
@@ -100,7 +101,7 @@ def dla_split(graph: Graph, target: Target) -> Split:
     cores = target.facts["dla_cores"]
     notes = []
     if "dla_cores" in target.facts.get("unverified_board", ()):
-        notes.append(f"the number of DLA cores is not confirmed by a page of NVIDIA's")
+        notes.append("the number of DLA cores is not confirmed by a page of NVIDIA's")
     if cores and _newer(target.release, data["uncertain_after"]):
         notes.append(data["uncertain"])
     if not cores:

@@ -154,7 +154,7 @@ def _add_inspect(commands: Any) -> None:
     )
     command.add_argument("model", metavar="MODEL", help="an .onnx file")
     _add_target(command, "judge the nodes for this target")
-    command.add_argument("--precision", metavar="P", default="", help="the precision wanted: fp16, bf16, int8, fp8, fp4")
+    command.add_argument("--precision", metavar="P", default="", help="the one wanted: fp16, bf16, int8, fp8, fp4")
     command.add_argument("--dla", action="store_true", help="show which nodes the DLA of the target's board would take")
     _add_format(command)
     command.add_argument("-o", "--output", metavar="FILE", help="write there instead of standard output")
@@ -609,8 +609,9 @@ def _matrix_probe(args: argparse.Namespace) -> int:
     with progress.shown() as bar:
         if args.bundle:
             count = run.bundle(Path(args.bundle), bar)
-            script = Path(args.bundle) / "probe_tensorrt.py"
-            _emit(args, {"bundle": args.bundle, "models": count}, lambda: shown.bundled(args.bundle, count, str(script)))
+            script = str(Path(args.bundle) / "probe_tensorrt.py")
+            value = {"bundle": args.bundle, "models": count, "script": script}
+            _emit(args, value, lambda: shown.bundled(args.bundle, count, script))
             return FINE
         result = run.read(Path(args.read)) if args.read else run.measure(args.flavour, bar)
         found = run.evaluate(result, bar)

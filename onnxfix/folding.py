@@ -148,7 +148,8 @@ def evaluate(node: Node, values: Mapping[str, np.ndarray], budget: int) -> dict[
         array = values[name] if name in values else graph.const(name)
         if array is None:
             raise Skip(f"the value of '{name}' is stored in a form that can't be read (sparse)")
-        feeds[name] = array
+        # Runtimes take a vector of one for a scalar here, as long as no one infers its shape; inference does not.
+        feeds[name] = array.reshape(()) if node.op == "Range" and array.size == 1 else array
     _check_size(node, feeds, budget)
     outputs = _run(node, feeds)
     if not all(isinstance(v, np.ndarray) for v in outputs.values()):

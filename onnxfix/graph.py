@@ -166,6 +166,7 @@ class Graph:
         self._orphans: set[str] = set()  # initializers whose last use an edit took away
         self._stale: set[str] = set()  # values whose declared type no longer holds
         self._inlined: set[tuple[str, str]] = set()  # of the root: functions that calls were replaced by
+        self.promised: dict[str, tuple[float, float]] = {}  # of the root: whole numbers its widened inputs hold
         if kind == "function":
             self._opsets = {("" if o.domain == "ai.onnx" else o.domain): o.version for o in proto.opset_import}
             self.input_names: dict[str, int] = {n: i for i, n in enumerate(proto.input)}
@@ -578,6 +579,9 @@ class Edit:
             return name
         graph.proto.initializer.append(copy)
         graph.initializers[name] = graph.proto.initializer[-1]
+        if graph.kind == "graph" and graph.model.proto.ir_version < 4:  # there, initializers are listed as inputs
+            graph.input_names[name] = len(graph.proto.input)
+            graph.proto.input.append(helper.make_tensor_value_info(name, tensor.data_type, tensor.dims))
         self._undo.append(functools.partial(self._unconst, graph, name))
         return name
 
@@ -601,6 +605,8 @@ class Edit:
     def _unconst(graph: Graph, name: str) -> None:
         del graph.proto.initializer[-1]
         del graph.initializers[name]
+        if graph.input_names.pop(name, None) is not None:
+            del graph.proto.input[-1]
 
     def add(
         self,
@@ -860,9 +866,16 @@ class Edit:
         """Declare another dtype for output `index` of the graph (the interface changes, and is reported)."""
         self._retype(self.graph.proto.output[index], dtype, "output")
 
-    def retype_input(self, index: int, dtype: int) -> None:
-        """Declare another dtype for input `index` of the graph (the interface changes, and is reported)."""
-        self._retype(self.graph.proto.input[index], dtype, "input")
+    def retype_input(self, index: int, dtype: int, promised: tuple[float, float] | None = None) -> None:
+        """Declare another dtype for input `index` of the graph (the interface changes, and is reported).
+
+        `promised` are bounds of the whole numbers the caller goes on feeding: those of the dtype it had.
+        """
+        info = self.graph.proto.input[index]
+        self._retype(info, dtype, "input")
+        if promised is not None:
+            self.graph.root.promised[info.name] = promised
+            self._undo.append(functools.partial(self.graph.root.promised.pop, info.name, None))
 
     def _retype(self, info: onnx.ValueInfoProto, dtype: int, role: str) -> None:
         before = info.type.tensor_type.elem_type

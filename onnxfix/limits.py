@@ -226,11 +226,13 @@ def _same(node: Node, names: list[str], fact: Callable[[Graph, str], Any]) -> An
     return _said(len(set(facts)) <= 1, " and ".join(str(f) for f in facts))
 
 
-_NARROWED = {TensorProto.DOUBLE: TensorProto.FLOAT}  # taken as the other
+def _narrow_name(dtype: int) -> str | None:
+    """The dtype as it is taken: DOUBLE counts as FLOAT."""
+    return DTYPE.get((TensorProto.FLOAT if dtype == TensorProto.DOUBLE else dtype) or -1)
 
 
 _COMPARED: dict[str, Callable[[Graph, str], Any]] = {
-    "same_dtype": lambda graph, name: DTYPE.get(_NARROWED.get(graph.dtype(name), graph.dtype(name)) or -1),
+    "same_dtype": lambda graph, name: _narrow_name(graph.dtype(name)),
     "same_shape": lambda graph, name: graph.static_shape(name),
 }
 _ValueTest = Callable[[Node, str, Facts], Answer]

@@ -425,6 +425,11 @@ class _Matrix:
             return f"tensors have at most {self.rank_max} dimensions, not {rank}", "rank"
         return None
 
+    @staticmethod
+    def _data_stored(node: Node, name: str) -> bool:
+        """Whether it is a stored first input, of an operator that must not have a quantized one."""
+        return node.op not in _OWN_LIMITS and name in node.proto.input[:1] and node.graph.is_const(name)
+
     def dtypes_and_ranks(self, node: Node) -> list[Verdict]:
         """What holds for every operator: its outputs, and those inputs that no node makes."""
         graph = node.graph
@@ -445,10 +450,9 @@ class _Matrix:
             elif dtype in self.interface_only and not _at_border(node, name, self.border_ops):
                 reason = f"{DTYPE[dtype]} is only taken at the network's border, next to a Cast ('{name}')"
                 found.append(self.verdict(Effect.REFUSED, reason, "dtype-inside"))
-            elif dtype in self.constants_refused and name in node.proto.input[:1] and graph.is_const(name):
-                if node.op not in _OWN_LIMITS:
-                    reason = f"a stored {DTYPE[dtype]} tensor may only feed DequantizeLinear ('{name}'): the build fails"
-                    found.append(self.verdict(Effect.BUILD_FAILS, reason, "quantized-constant", "probe"))
+            elif dtype in self.constants_refused and self._data_stored(node, name):
+                reason = f"a stored {DTYPE[dtype]} tensor may only feed DequantizeLinear: the build fails ('{name}')"
+                found.append(self.verdict(Effect.BUILD_FAILS, reason, "quantized-constant", "probe"))
             if rank > self.rank_max:
                 reason = f"tensors have at most {self.rank_max} dimensions ('{name}' has {rank})"
                 found.append(self.verdict(Effect.REFUSED, reason, "rank"))

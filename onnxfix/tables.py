@@ -132,7 +132,7 @@ def _change(op: str, old: OpRow | None, new: OpRow | None) -> OpChange | None:
         has = {} if _rank(before) == 0 or _rank(after) == 0 else has
     freed = tuple(_said(x) for key, x in had.items() if key not in has)
     bound = tuple(_said(x) for key, x in has.items() if key not in had)
-    if before == after and not freed and not bound or {before, after} == {TAKEN, LIMITED} and not freed and not bound:
+    if _rank(before) == _rank(after) and not freed and not bound:
         return None
     if _rank(after) == 0:
         freed = ()

@@ -20,8 +20,9 @@ class LayerNormMissing(Rule):
         x, scale, bias = (*node.inputs, "")[:3]
         dtype = node.graph.dtype(x)
         work = norm.working_dtype(node.graph, x)
-        axes = range(node.attr("axis") % rank, rank)
-        parts = norm.standardize(edit, emit.cast(edit, x, work), axes, node.attr("epsilon"), work, ctx)
+        # The defaults are given: exporters write the operator into models of older opsets, which have no schema of it.
+        axes = range(node.attr("axis", -1) % rank, rank)
+        parts = norm.standardize(edit, emit.cast(edit, x, work), axes, node.attr("epsilon", 1e-5), work, ctx)
         y = edit.add("Mul", [emit.cast(edit, parts.result, dtype), scale])
         if bias:
             y = edit.add("Add", [y, bias])

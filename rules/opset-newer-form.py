@@ -1,7 +1,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from onnxfix.graph import Graph
+from onnx import TensorProto
+
+from onnxfix.graph import Graph, schema
 from onnxfix.lowering import elementwise, functions
 from onnxfix.rule import Context, Edit, Node, Rule, Skip
 
@@ -63,6 +65,21 @@ _FORMS = {
 }
 
 
+def _untyped(node: Node, version: int) -> str:
+    """Which dtype of its inputs an operator did not take at another opset yet, in words; "" for none."""
+    found = schema(node.op, node.domain, version)
+    if found is None:
+        return f"opset {version} does not have it"
+    kinds = {c.type_param_str: c.allowed_type_strs for c in found.type_constraints}
+    for i, name in enumerate(node.inputs):
+        parameter = found.inputs[min(i, len(found.inputs) - 1)]  # the last one may stand for many
+        dtype = node.graph.dtype(name) if name else 0
+        kind = TensorProto.DataType.Name(dtype)
+        if dtype and f"tensor({kind.lower()})" not in kinds.get(parameter.type_str, [f"tensor({kind.lower()})"]):
+            return f"opset {version} has it for no {kind}"
+    return ""
+
+
 @dataclass
 class _Plan:
     version: int
@@ -79,7 +96,7 @@ class OpsetNewerForm(Rule):
         nodes = [n for scope in node.walk() for n in scope.nodes() if not n.domain]
         present = node.opset()
         refused = [n for n in nodes if n.op in _FORMS and _FORMS[n.op].since <= present and ctx.refused(n)]
-        refused = [n for n in refused if not _FORMS[n.op].fits(n)]
+        refused = [n for n in refused if not (_FORMS[n.op].fits(n) or _untyped(n, _FORMS[n.op].since - 1))]
         if not refused:
             return None
         version = min(_FORMS[n.op].since for n in refused) - 1
@@ -88,10 +105,10 @@ class OpsetNewerForm(Rule):
             form = _FORMS.get(other.op)
             if form is not None and form.since <= present and form.since > version:
                 rewritten.append(other)
-                reason = form.fits(other)
+                reason = form.fits(other) or _untyped(other, version)
             else:
                 same = functions.same_meaning(other.proto, present, version)
-                reason = "" if same else f"it has no form at opset {version}"
+                reason = _untyped(other, version) if same else f"it has no form at opset {version}"
             if reason:
                 raise Skip(
                     f"{refused[0].op} has a form that this target reads at opset {version}, but {other.where()} keeps "

@@ -1,6 +1,5 @@
 from dataclasses import dataclass
 
-import numpy as np
 from onnx import TensorProto
 
 from onnxfix.lowering import dtypes
@@ -48,21 +47,15 @@ class Uint8Input(Rule):
         return None
 
     def rewrite(self, graph: Graph, found: _Input, edit: Edit, ctx: Context) -> None:
-        edit.retype_input(found.index, found.wide)
+        edit.retype_input(found.index, found.wide, dtypes.dtype_range(found.own))
         edit.note = f"input '{found.name}' is declared {dtypes.dtype_name(found.wide)}; feed it the same numbers"
         for name in found.moved:
             edit.forget_type(name)
-        low, high = dtypes.dtype_range(found.own) or (0, 0)
         narrow: dict[str, str] = {}
         for node, index in found.others:
             name = node.input(index)
             if name not in narrow:
-                # Numbers beyond the dtype can't come in; saying so lets the nodes that follow rely on it.
-                kind = np.int64 if found.wide == TensorProto.INT64 else np.int32
-                top = min(high, np.iinfo(kind).max)
-                value = edit.add("Max", [name, np.asarray(low, kind)])
-                value = edit.add("Min", [value, np.asarray(top, kind)])
-                narrow[name] = edit.add("Cast", [value], to=found.own)
+                narrow[name] = edit.add("Cast", [name], to=found.own)
             edit.set_input(node, index, narrow[name])
 
 

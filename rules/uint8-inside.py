@@ -18,9 +18,14 @@ _SMALL = frozenset(
 
 class Uint8Inside(Rule):
     ops = ("*",)
+    when = "always"  # a node that only reads a refused dtype is not refused itself: what made the value is
 
     def match(self, node: Node, ctx: Context) -> Recast | None:
-        return None if node.domain or node.bodies else dtypes.recast(node, _SMALL, ctx)
+        if node.domain or node.bodies or node.op == "Cast":
+            return None
+        reads = {node.graph.dtype(n) for n in node.inputs if n} & _SMALL
+        refused = any(not ctx.target.takes_dtype(d) for d in reads) or (reads and ctx.refused(node))
+        return dtypes.recast(node, _SMALL, ctx) if refused else None
 
     def rewrite(self, node: Node, found: Recast, edit: Edit, ctx: Context) -> None:
         edit.note = f"{node.op} of {dtypes.dtype_name(found.own)} runs in {dtypes.dtype_name(found.other)}"

@@ -81,6 +81,9 @@ def whole_range(graph: Graph, name: str, depth: int = _DEPTH) -> Range | None:
         return None
     if graph.is_const(name):
         return _const_range(graph, name)
+    promised = graph.root.promised.get(name)
+    if promised is not None and graph.scope_of(name) is graph.root:
+        return promised
     declared = _BOUNDS.get(graph.dtype(name))
     node = graph.producer(name)
     rule = _RANGES.get(node.op) if node is not None and node.domain == "" else None
@@ -209,9 +212,17 @@ def _cast(node: Node, depth: int) -> Range | None:
 
 def _modulus(node: Node, depth: int) -> Range | None:
     divisor = whole_range(node.graph, node.input(1), depth)
-    if node.attr("fmod") or divisor is None or divisor[0] != divisor[1] or divisor[0] <= 0:
+    if node.attr("fmod") or divisor is None or divisor[0] < 0 or divisor[1] <= 0:
         return None
-    return (0, divisor[0] - 1)
+    return (0, divisor[1] - 1)
+
+
+def _quotient(node: Node, depth: int) -> Range | None:
+    found = _ranges(node, depth)
+    if not found or len(found) != 2 or node.graph.dtype(node.input(0)) not in _BOUNDS:
+        return None
+    most = max(abs(v) for v in found[0])
+    return (0 if min(found[0][0], found[1][0]) >= 0 else -most), most
 
 
 def _counted(_: Node, __: int) -> Range:
@@ -258,6 +269,7 @@ _RANGES: dict[str, Callable[[Node, int], Range | None]] = {
     "Clip": _clip,
     "Cast": _cast,
     "Mod": _modulus,
+    "Div": _quotient,
     "Sign": lambda node, depth: (-1, 1),
     **dict.fromkeys(("Shape", "Size", "ArgMax", "ArgMin", "NonZero"), _counted),
     "Resize": _resized,
@@ -276,7 +288,7 @@ def as_dtype(edit: Edit, name: str, dtype: int) -> str:
     if array is not None:
         wanted = helper.tensor_dtype_to_np_dtype(dtype)
         return name if array.dtype == wanted else edit.const(array.astype(wanted), dtype_name(dtype).lower())
-    source = uncast(graph, name)
+    source = uncast(graph, name, dtype)
     if graph.dtype(source) == dtype:
         return source
     return str(edit.add("Cast", [source], to=dtype))
@@ -287,14 +299,19 @@ def as_float(edit: Edit, name: str) -> str:
     return as_dtype(edit, name, TensorProto.FLOAT)
 
 
-def uncast(graph: Graph, name: str) -> str:
-    """The value that `name` is a Cast of, as far as the casts change no number; `name` itself when it is none."""
+def uncast(graph: Graph, name: str, to: int = 0) -> str:
+    """The value that `name` is a Cast of, as far as the casts change no number; `name` itself when it is none.
+
+    With `to`, the dtype it will be read in: from INT64 to UINT64 and back to INT64 changes nothing either.
+    """
     for _ in range(_DEPTH):
         node = graph.producer(name)
         if node is None or node.op != "Cast" or node.domain or node.graph is not graph:
             return name
         source = node.input(0)
-        if not unchanged(graph, source, graph.dtype(source), node.attr("to")):
+        before, after = graph.dtype(source), node.attr("to")
+        there_and_back = to == before == TensorProto.INT64 and after == TensorProto.UINT64
+        if not there_and_back and not unchanged(graph, source, before, after):
             return name
         name = source
     return name
@@ -339,6 +356,8 @@ _KEEPS = MOVES | {
 # Layers that TensorRT runs on floating point alone.
 _FLOAT_LAYERS = frozenset({"GlobalMaxPool", "MatMul", "MaxPool", "Resize", "Upsample"})
 _COUNTS = frozenset({"Abs", "Add", "Div", "MatMul", "Mod", "Mul", "Neg", "ReduceSum", "Sub"})
+# Whose results, wrapped around in wider integers, still wrap to what they should be.
+_RING = frozenset({"Add", "Mul", "Neg", "ReduceSum", "Sub"})
 
 
 @dataclass(frozen=True)
@@ -375,22 +394,51 @@ def recast(node: Node, dtypes: frozenset[int], ctx: Context) -> Recast | None:
         found = _fits(node, own, other, [*ranges, result], ctx)
         if found is not None:
             return Recast(inputs, outputs, own, other, found)
+    for other in taken if node.op in _RING else ():
+        if all(within(r, _BOUNDS.get(other)) for r in ranges) and can_wrap(own, other, ctx):
+            return Recast(inputs, outputs, own, other, True)
     names = ", ".join(map(dtype_name, taken))
     raise Skip(f"{dtype_name(own)} is refused here, and its numbers may not all fit in {names}; limit them with Clip")
 
 
-def run_in(node: Node, how: Recast, edit: Edit) -> list[str]:
-    """The node again, in the other dtype, between casts. Returns its outputs in the dtypes they had."""
+def alike(node: Node, dtypes: frozenset[int], other: int) -> Recast | None:
+    """A node to run in `other` whatever its numbers are, the caller having seen to that; None without such a dtype."""
+    group = _typed_alike(node, dtypes)
+    return None if group is None else Recast(*group, other)
+
+
+def run_in(
+    node: Node, how: Recast, edit: Edit, turn: Callable[[Edit, str], str] | None = None
+) -> list[str]:
+    """The node again, in the other dtype, between casts. Returns its outputs in the dtypes they had.
+
+    `turn` is done to the data that goes in and, being its own inverse, to what comes out.
+    """
     inputs = [as_dtype(edit, name, how.other) if i in how.inputs else name for i, name in enumerate(node.inputs)]
+    if turn is not None:
+        inputs = [turn(edit, name) if i in how.inputs else name for i, name in enumerate(inputs)]
     attributes: dict[str, Any] = {a.name: node.attr(a.name) for a in node.proto.attribute}
     names = [o and edit.graph.fresh(f"{o}/{dtype_name(how.other).lower()}") for o in node.outputs]
-    found = edit.add(node.op, inputs, outputs=names, **attributes)
-    outputs = [found] if isinstance(found, str) else list(found)
+    if node.op in ("Max", "Min") and how.other == TensorProto.INT64:
+        outputs = [extreme(edit, node.op, inputs)]
+    else:
+        found = edit.add(node.op, inputs, outputs=names, **attributes)
+        outputs = [found] if isinstance(found, str) else list(found)
     for i in how.outputs:
         if i < len(outputs) and outputs[i]:
             value = wrap(edit, outputs[i], how.own, how.other) if how.wraps else outputs[i]
+            value = turn(edit, value) if turn is not None else value
             outputs[i] = str(edit.add("Cast", [value], to=how.own))
     return outputs
+
+
+def extreme(edit: Edit, op: str, values: Sequence[str]) -> str:
+    """Max or Min by comparing: ONNX Runtime's own for INT64 now and then picks the wrong number beyond INT32."""
+    result, *rest = values
+    for value in rest:
+        less = edit.add("Less", [result, value])
+        result = str(edit.add("Where", [less, value, result] if op == "Max" else [less, result, value]))
+    return result
 
 
 def wrap(edit: Edit, x: str, own: int, other: int) -> str:
@@ -460,7 +508,18 @@ def _others(node: Node, inputs: tuple[int, ...], own: int, ctx: Context) -> list
     if ctx.target.narrows(TensorProto.INT64):
         order.remove(TensorProto.INT64)
     # FLOAT divides with a fraction, and Mod of it is another operator.
-    return [int(d) for d in order if d != own and not (d == TensorProto.FLOAT and node.op in ("Div", "Mod"))]
+    order = [d for d in order if d != own and not (d == TensorProto.FLOAT and node.op in ("Div", "Mod"))]
+    return [int(d) for d in order if _allowed(node, inputs[0], d)]
+
+
+def _allowed(node: Node, index: int, dtype: int) -> bool:
+    """Whether ONNX has the operator for this dtype at the model's opset."""
+    found = schema(node.op, node.domain, node.opset)
+    if found is None or not found.inputs:
+        return False
+    letter = found.inputs[min(index, len(found.inputs) - 1)].type_str
+    kinds = next((c.allowed_type_strs for c in found.type_constraints if c.type_param_str == letter), ())
+    return f"tensor({dtype_name(dtype).lower()})" in kinds
 
 
 def _fits(node: Node, own: int, other: int, ranges: Sequence[Range | None], ctx: Context) -> bool | None:
@@ -478,6 +537,7 @@ def _result_range(node: Node, ranges: list[Range]) -> Range | None:
         return _union(ranges)
     a, b = ranges[0], ranges[-1]
     most = max(abs(v) for r in ranges for v in r)
+    least = 0.0 if min(a[0], b[0]) >= 0 else -most
     if node.op == "Add":
         return a[0] + b[0], a[1] + b[1]
     if node.op == "Sub":
@@ -489,7 +549,7 @@ def _result_range(node: Node, ranges: list[Range]) -> Range | None:
         each = most if node.op == "ReduceSum" else max(map(abs, a)) * max(map(abs, b))
         bound = math.inf if terms is None else terms * each
         return -bound, bound
-    return -most, most  # Neg, Abs, Div, Mod
+    return -most if node.op == "Neg" else least, most  # Neg, Abs, Div, Mod
 
 
 def _terms(node: Node) -> int | None:

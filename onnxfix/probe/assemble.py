@@ -83,16 +83,20 @@ def curated(release: str) -> dict[str, Any]:
 
     Where no file holds them, the shipped matrix of the release stands in: what is known from its source.
     """
-    path = CURATED / f"{release}.json"
-    if not path.is_file():
-        path = matrix.DATA / "matrix" / f"{release}.json"
-    if not path.is_file():
+    name = release if release.startswith("rtx") else f"trt-{release.removeprefix('trt-')}"
+    places = (CURATED / f"{name}.json", matrix.DATA / "matrix" / f"{name}.json")
+    path = next((p for p in places if p.is_file()), None)
+    if path is None:
         return {}
     data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     shared = data.get("shared", {})
     for row in data.get("ops", {}).values():
         row["limits"] = [dict(shared[x]) if isinstance(x, str) else x for x in row.get("limits", ())]
     return data
+
+
+# What the probe's models, of one node each, do not ask about; of a release nothing is known of.
+_RULES: dict[str, Any] = {"dtypes_narrowed": {}, "dtypes_interface_only": ["UINT8"], "functions": False, "plugins": []}
 
 
 def assemble(
@@ -108,7 +112,7 @@ def assemble(
 
     `against` are further models by name, with outcomes: a derived limit that refuses one the parser took is left out.
     """
-    rules = dict(by_hand.get("rules", {}))
+    rules = {**_RULES, **by_hand.get("rules", {})}
     border = frozenset(rules.get("dtypes_interface_only", ()))
     refused = dtypes_refused(cases, outcomes)
     found, missing, at_border = rows(cases, outcomes, importers, refused, border)
@@ -186,7 +190,7 @@ def _packed(data: Mapping[str, Any], ops: Mapping[str, list[Limit]], unsupported
     keys: dict[str, str] = {}
     packed: dict[str, Any] = {}
     for op in sorted(ops):
-        limits: list[Any] = []
+        row: list[Any] = []
         for limit in ops[op]:
             text = json.dumps(limit, sort_keys=True)
             if len(uses[text]) > 1 and text not in keys:
@@ -194,8 +198,8 @@ def _packed(data: Mapping[str, Any], ops: Mapping[str, list[Limit]], unsupported
                 while key in shared:
                     key, number = f"{limit['id']}-{number}", number + 1
                 shared[key], keys[text] = limit, key
-            limits.append(keys.get(text, limit))
-        packed[op] = {"support": "restricted", "limits": limits} if limits else {"support": "yes"}
+            row.append(keys.get(text, limit))
+        packed[op] = {"support": "restricted", "limits": row} if row else {"support": "yes"}
     return {**data, "shared": shared, "ops": packed, "unsupported": unsupported}
 
 

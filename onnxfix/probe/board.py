@@ -1,4 +1,5 @@
 # ruff: noqa
+# mypy: ignore-errors
 """Asks the TensorRT of this machine about the models of a bundle, and writes what it said to a file.
 
     python3 probe_tensorrt.py [--output result.json] [--seconds 60]

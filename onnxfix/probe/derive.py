@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from onnx import TensorProto
+from onnx.defs import OpSchema
 
 from onnxfix.graph import schema
 from onnxfix.limits import DTYPE
@@ -24,7 +25,7 @@ from onnxfix.probe.models import CAST, FOLDED, INTEGER, RUN_TIME, STORED, Case, 
 
 Limit = dict[str, Any]
 Verdicts = dict[Any, bool]  # value -> taken
-_MOST_RANK = 8
+_MOST_RANK = 8  # more is a rule for all operators
 
 # Which dtypes a row may name, in the order of a sentence.
 _ORDER = [DTYPE[d] for d in (
@@ -43,7 +44,8 @@ def rows(
 ) -> tuple[dict[str, list[Limit]], list[str], list[str]]:
     """Limits by operator, the operators without importer, and those taken at a border dtype.
 
-    `importers` is what the parser says of itself, `refused` are the dtypes taken nowhere, `border` those taken at the border of a network: rules of their own.
+    `importers` is what the parser claims of itself, operator by operator; `refused` are the dtypes taken nowhere and
+    `border` those taken at the border of a network, both rules of their own.
     """
     by_op: dict[str, list[Case]] = defaultdict(list)
     for case in cases:
@@ -76,9 +78,10 @@ def dtypes_refused(cases: Iterable[Case], outcomes: Mapping[str, Outcome]) -> fr
 
 
 def _never(op: str, answers: list[Outcome]) -> Limit:
-    said = next((a.words for a in answers if "plugin" in a.words.lower()), "")
-    text = f"it needs the plugin {op}, and there is no plugin library" if said else "every form that was tried is refused"
-    return {"id": "plugin" if said else "never", "effect": "reject", "need": {"never": True}, "text": text, "basis": "probe"}
+    plugin = any("plugin" in a.words.lower() for a in answers)
+    text = f"it needs the plugin {op}, and there is no plugin library" if plugin else "no form that was tried is taken"
+    identity = "plugin" if plugin else "never"
+    return {"id": identity, "effect": "reject", "need": {"never": True}, "text": text, "basis": "probe"}
 
 
 # ---- one operator ----
@@ -271,7 +274,7 @@ def _outputs(op: str, domain: str, subject: str, said: Verdicts) -> Limit | None
 
 
 def _rank(op: str, domain: str, subject: str, said: Verdicts) -> Limit | None:
-    taken, refused = _split(said)
+    taken, refused = _split({rank: found for rank, found in said.items() if rank <= _MOST_RANK})
     if not refused or not taken:
         return None
     more = {"if_unknown": "taken"}
@@ -325,7 +328,7 @@ def inputs_of(op: str, domain: str, index: int) -> list[int]:
 def _variadic(op: str, domain: str, index: int) -> bool:
     found = schema(op, domain, versions(op, domain)[-1])
     formals = list(found.inputs) if found else []
-    return bool(formals) and formals[min(index, len(formals) - 1)].option.name == "Variadic"
+    return bool(formals) and formals[min(index, len(formals) - 1)].option == OpSchema.FormalParameterOption.Variadic
 
 
 def all_inputs(op: str, domain: str) -> list[int]:

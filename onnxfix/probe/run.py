@@ -13,7 +13,7 @@ import json
 import platform
 import shutil
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -144,8 +144,12 @@ def evaluate(result: Result, progress: Progress | None = None) -> Found:
 # ---- on another machine ----
 
 
-def bundle(folder: Path, progress: Progress | None = None) -> int:
+def bundle(
+    folder: Path, progress: Progress | None = None, asked: Sequence[tuple[str, ModelProto]] | None = None
+) -> int:
     """Write a folder to carry to a board: the models, and the script that asks about them. Returns their number.
+
+    `asked` are other models by name than all `questions`.
 
     Raises RequestError when the folder exists and is not empty.
     """
@@ -153,7 +157,7 @@ def bundle(folder: Path, progress: Progress | None = None) -> int:
         raise RequestError(f"{folder}: is there already; name a new folder for the bundle")
     if progress:
         progress("making the models", 0, None)
-    asked = questions()
+    asked = questions() if asked is None else asked
     folder.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(folder / "models.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         for number, (_, model) in enumerate(asked):
