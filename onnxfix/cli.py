@@ -288,6 +288,18 @@ def _add_rules(commands: Any) -> None:
     test.add_argument("what", metavar="ID|DIR", nargs="*", help="a shipped rule, or a folder of rules")
     _add_format(test)
     test.set_defaults(run=_rules_test)
+    new = group.add_parser(
+        "new",
+        help="begin a rule from nodes of a real model",
+        description="Write a YAML rule whose `before` is what the given nodes do, and its page with the nodes, cut out\n"
+        "of the model, as the first case. What shall stand instead is yours to write.",
+        epilog="example:\n  onnxfix rules new my-rule --from model.onnx --nodes /act/Div,/act/Erf --to my_rules/\n",
+    )
+    new.add_argument("id", metavar="ID", help="the rule's name, in kebab-case: what is bad, e.g. resize-cubic")
+    new.add_argument("--from", dest="model", metavar="MODEL", type=Path, required=True, help="the model")
+    new.add_argument("--nodes", metavar="A,B", type=_names, required=True, help="names of nodes, or of values they make")
+    new.add_argument("--to", dest="folder", metavar="DIR", type=Path, default=Path(), help="where to write (default: here)")
+    new.set_defaults(run=_rules_new)
 
 
 def _add_matrix(commands: Any) -> None:
@@ -525,6 +537,14 @@ def _rules_show(args: argparse.Namespace) -> int:
         _emit(args, {**text.rule_facts(rule), "text": found.text}, lambda: ())
     else:
         layout.write_markdown(found.text, sys.stdout)
+    return FINE
+
+
+def _rules_new(args: argparse.Namespace) -> int:
+    from onnxfix.scaffold import new_rule
+
+    for path in new_rule(args.model, args.nodes, args.id, args.folder):
+        print(path)
     return FINE
 
 

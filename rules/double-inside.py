@@ -37,6 +37,7 @@ class DoubleInside(Rule):
             found.attributes += [(node, a.name) for a in node.proto.attribute if _names_double(a)]
         if not (found.constants or found.attributes or found.inputs or found.outputs):
             return None
+        _check_bits(graph)
         for name in found.constants:
             _check(graph.const(name), name)
         for node, name in found.attributes:
@@ -71,6 +72,13 @@ def _names_double(attribute: AttributeProto) -> bool:
     if attribute.type == AttributeProto.TENSOR:
         return bool(attribute.t.data_type == _DOUBLE)
     return attribute.name in _DTYPES and bool(attribute.i == _DOUBLE)
+
+
+def _check_bits(graph: Graph) -> None:
+    """Raises Skip where the graph looks at the bits of DOUBLE numbers, which FLOAT hasn't got."""
+    for node in graph.nodes():
+        if node.op == "BitCast" and _DOUBLE in (graph.dtype(node.input(0)), node.attr("to")):
+            raise Skip(f"BitCast '{node.name or node.output(0)}' needs all 64 bits of DOUBLE numbers")
 
 
 def _check(array: np.ndarray | None, name: str) -> None:

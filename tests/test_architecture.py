@@ -28,7 +28,7 @@ LAYERS = (
     ("folding", "boards"),
     ("lowering", "verdict", "tables"),
     ("prove", "inspection"),
-    ("build", "probe", "gating"),
+    ("build", "probe", "gating", "scaffold"),
     ("ruletest",),
     ("api",),
     ("render",),

@@ -27,6 +27,7 @@ LACKING = (
     "No Op registered",
     "Unsupported model IR version",
     "under development and support for this is limited",
+    "Batchwise recurrent operations (layout == 1) are not supported",
 )
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from onnxfix import emit
-from onnxfix.graph import Edit, Graph
+from onnxfix.graph import Edit
 from onnxfix.lowering import dtypes
 
 WIDTHS: Mapping[int, int] = {
@@ -58,7 +58,7 @@ def array(values: Any, kind: int) -> np.ndarray:
     return np.asarray(values, helper.tensor_dtype_to_np_dtype(kind))
 
 
-def floor_divided(edit: Edit, x: str, by: str | np.ndarray, kind: int) -> str:
+def floor_divided(edit: Edit, x: str, by: str | np.ndarray) -> str:
     """x / by, rounded down; ONNX's Div of integers rounds towards zero."""
     divisor = by if isinstance(by, str) else edit.const(by, "by")
     rest = edit.add("Mod", [x, divisor])
@@ -79,14 +79,19 @@ def bitwise(edit: Edit, op: str, a: str, b: str, own: int) -> str:
     index = edit.add("Add", [edit.add("Mul", [left, array(_HEX, kind)]), right])
     index = edit.add("Add", [index, array(first, kind)])
     digits = edit.add("Gather", [array(np.concatenate(tables), kind), index], axis=0)
-    found = emit.reduce(edit, "ReduceSum", edit.add("Mul", [digits, array(powers, kind)]), [-1], keepdims=0)
-    return given_back(edit, found, own, kind)
+    found = edit.add("Mul", [digits, array(powers, kind)])
+    # Halves are added up by hand: ONNX Runtime's ReduceSum of INT64 rounds as DOUBLE does.
+    while count > 1:
+        count //= 2
+        low, high = (emit.slice_(edit, found, [at], [at + count], [-1]) for at in (0, count))
+        found = edit.add("Add", [low, high])
+    return given_back(edit, emit.squeeze(edit, found, [-1]), own, kind)
 
 
 def _digits(edit: Edit, x: str, powers: list[int], kind: int) -> str:
     """Hexadecimal digits along a new last axis, the lowest first."""
     deep = emit.unsqueeze(edit, x, [-1])
-    return str(edit.add("Mod", [floor_divided(edit, deep, array(powers, kind), kind), array(_HEX, kind)]))
+    return str(edit.add("Mod", [floor_divided(edit, deep, array(powers, kind)), array(_HEX, kind)]))
 
 
 def masked(edit: Edit, x: str, bits: int, own: int) -> str:
@@ -126,9 +131,10 @@ def shifted(edit: Edit, x: str, by: str, own: int, direction: str) -> str:
         some = edit.add("Less", [zero, index])
         value = edit.add("Where", [some, halved(edit, value), value])
         index = edit.add("Sub", [index, edit.add("Cast", [some], to=kind)])
-    moved = floor_divided(edit, value, edit.add("Gather", [powers, index], axis=0), kind)
+    power = edit.add("Gather", [powers, index], axis=0)
+    moved = floor_divided(edit, value, power) if own in SIGNED else edit.add("Div", [value, power])
     if width == 64 and own in SIGNED:
-        moved = floor_divided(edit, moved, edit.add("Gather", [once_more, index], axis=0), kind)
+        moved = floor_divided(edit, moved, edit.add("Gather", [once_more, index], axis=0))
     found = edit.add("Where", [inside, moved, fill])
     return found if own == kind else str(edit.add("Cast", [found], to=own))
 
@@ -283,7 +289,3 @@ def _scales(exponents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Powers of two as products of two: one alone may be beyond FLOAT's normal numbers."""
     half = exponents // 2
     return tuple(np.ldexp(np.float32(1), e).astype(np.float32) for e in (half, exponents - half))  # type: ignore[return-value]
-
-
-def dtype_of(graph: Graph, name: str) -> int:
-    return graph.dtype(name) if name else 0

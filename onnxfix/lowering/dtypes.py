@@ -350,7 +350,7 @@ _WIDER = frozenset(
 # What a node does with the numbers of its data inputs decides what may be proved of its results.
 _KEEPS = MOVES | {
     "ArgMax", "ArgMin", "Clip", "Compress", "Concat", "Equal", "GlobalMaxPool", "Greater", "GreaterOrEqual", "Less",
-    "LessOrEqual", "Max", "MaxPool", "Min", "NonZero", "OneHot", "Pad", "ReduceMax", "ReduceMin", "Resize",
+    "LessOrEqual", "Max", "MaxPool", "Min", "NonZero", "OneHot", "Pad", "Pow", "ReduceMax", "ReduceMin", "Resize",
     "ReverseSequence", "ScatterElements", "ScatterND", "TopK", "Trilu", "Upsample", "Where",
 }  # fmt: skip
 # Layers that TensorRT runs on floating point alone.
@@ -484,6 +484,8 @@ def _plain(node: Node) -> bool:
         return bool(node.attr("mode", "nearest") == "nearest" and not node.attr("antialias", 0))
     if node.op in ("ScatterND", "ScatterElements"):
         return bool(node.attr("reduction", "none") == "none")
+    if node.op == "Pow":
+        return node.graph.dtype(node.input(0)) in FLOATS  # the numbers are exponents then, and not part of the result
     return not (node.op == "Mod" and node.attr("fmod", 0))
 
 

@@ -290,6 +290,8 @@ def downgrade(spec: Spec, version: int) -> Spec | None:
         kept.pop()
     if not old.min_input <= len(kept) <= old.max_input:
         return None
+    if any(f is None and _formal(old, i).option != OpSchema.FormalParameterOption.Optional for i, f in enumerate(kept)):
+        return None
     for attribute in spec.attributes:
         if attribute.name not in old.attributes:
             result = result.with_attribute(attribute.name, None)
