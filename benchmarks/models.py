@@ -77,7 +77,6 @@ def work(job: Job) -> Result:
             result.refused = _counted(f.where.op for f in check.findings)
         with tempfile.TemporaryDirectory() as folder:
             output = Path(folder, "fixed.onnx")
-            # Without its rule file's own proofs: all are run and reported here, whichever fail.
             report = api.apply(job.path, rules=job.rules, target=job.target, output=output)
             if job.build and (found := report.check("build")):
                 result.build = found.status.value
@@ -139,9 +138,10 @@ def summary(results: Sequence[Result]) -> str:
     rescued = sum(r.good for r in refused)
     worse = [r.name for r in kept if not r.good]
     share = f" ({rescued / len(refused):.0%})" if refused else ""
+    lost = f" ({', '.join(worse)})" if worse else ""
     return (
-        f"{len(results)} models: {len(refused)} refused as they are, {rescued} of them taken with parity after apply{share}; "
-        f"{len(kept)} taken as they are, {len(worse)} of them not after apply" + (f" ({', '.join(worse)})" if worse else "")
+        f"{len(results)} models: {len(refused)} refused as they are, {rescued} of them taken with parity "
+        f"after apply{share}; {len(kept)} taken as they are, {len(worse)} of them not after apply{lost}"
     )
 
 
@@ -194,12 +194,13 @@ def main() -> int:
                 progress.advance(task)
                 dead = isinstance(result, rescue_pool.Died)
                 results.append(Result(job.path.stem, target, after="failed", why=result.how) if dead else result)
+                if args.json:  # after each model, so that a long run can be looked at and loses nothing
+                    found = [dataclasses.asdict(r) for r in (*everything, *results)]
+                    args.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         results.sort(key=lambda r: r.name)
         console.print(_table(results, matrix.target(target).label))
         console.print(summary(results))
         everything += results
-    if args.json:
-        args.json.write_text(json.dumps([dataclasses.asdict(r) for r in everything], indent=1) + "\n", encoding="utf-8")
     if args.markdown:
         with args.markdown.open("a", encoding="utf-8") as file:
             file.write(markdown(everything))

@@ -92,6 +92,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="every case with every tool")
     parser.add_argument("--by-matrix", default=[], type=_targets, metavar="TARGET,...", help="judge by matrices")
     parser.add_argument("--models", action="store_true", help="real models and their ONNX Runtime forms instead")
+    parser.add_argument("--also", type=Path, nargs="+", default=[], metavar="FOLDER", help="models of your own, too")
     parser.add_argument("--jobs", type=int, default=min(os.cpu_count() or 1, 8), help="processes")
     arguments = parser.parse_args()
     arguments.rules = arguments.rules or ("rtx.yml" if "rtx.yml" in catalog.shipped_sets() else str(catalog.shipped()))
@@ -216,13 +217,14 @@ def _others(console: Console, names: Sequence[str], results: Mapping[Any, Result
     found = [results[n, "others"] for n in names if (n, "others") in results]
     count = collections.Counter(r.outcome for r in found)
     for result in found:
-        if result.outcome in ("differ", "special", "failed"):
+        if result.outcome in ("differ", "special", "beyond", "failed"):
             rules = ", ".join(results[result.case, "onnxfix"].rules)
             console.print(f"  {result.case}: {result.why} (rules: {rules})", markup=False, highlight=False)
     return (
         f"Of {len(found):,} models that onnxfix changed and the parser takes, on other inputs: {count['same']:,} give "
         f"what they gave before; {count['differ']} do not on noise, zeros and whole integer ranges, {count['special']} "
-        f"only on infinities, NaN and the like; {count['not run'] + count['failed']} ONNX Runtime can't compare."
+        f"only on infinities, NaN and the like; {count['beyond']} can't take or give UINT64 numbers from 2**63 on; "
+        f"{count['not run'] + count['failed']} ONNX Runtime can't compare."
     )
 
 

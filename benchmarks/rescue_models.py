@@ -19,6 +19,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnxruntime
 from rich.console import Console
@@ -32,7 +33,7 @@ from onnxfix.catalog import RuleSet
 from onnxfix.errors import OnnxfixError
 from onnxfix.report import Report, Safety, Status
 from onnxfix.rule import REWRITABLE
-from tests.models import package_models
+from tests.models import fixture_models, package_models
 
 CACHE = Path(__file__).resolve().parent.parent / ".cache" / "derived"
 SECONDS = 600.0
@@ -88,10 +89,11 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     """Prints the table for each target: TensorRT-RTX by its parser, others by the matrix."""
     models = package_models()
     if not models:
-        console.print("no models here: python -m fixtures.fetch_models --all")
-        return 2
+        console.print("only the fixtures are here; for more: python -m fixtures.fetch_models --all")
+    models |= {f"fixtures/{name}": path for name, path in fixture_models().items()}
+    models |= {str(path.with_suffix("")): path for folder in arguments.also for path in sorted(folder.rglob("*.onnx"))}
     chosen = {n: p for n, p in models.items() if fnmatch.fnmatchcase(n, f"*{arguments.only.strip('*')}*")}
-    everything: list[ModelResult] = []
+    everything: list[dict[str, Any]] = []
     start = time.monotonic()
     for target in arguments.by_matrix or ["rtx-1.7"]:
         jobs = [ModelJob(n, p, "", target, arguments.rules) for n, p in chosen.items()]
@@ -106,11 +108,10 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         results.sort(key=lambda r: (r.name, r.form))
         console.print(_table(results, matrix.target(target).label))
         console.print(_summary(results))
-        everything += results
+        everything += [{"target": target, **dataclasses.asdict(r)} for r in results]
+        if arguments.json:
+            arguments.json.write_text(json.dumps(everything, indent=1) + "\n", encoding="utf-8")
     console.print(f"{time.monotonic() - start:.0f} s in all", style="dim")
-    if arguments.json:
-        text = json.dumps([dataclasses.asdict(r) for r in everything], indent=1)
-        arguments.json.write_text(text + "\n", encoding="utf-8")
     return 0
 
 

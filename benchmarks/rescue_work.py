@@ -242,8 +242,11 @@ def _others(job: Job, data: Mapping[str, Any]) -> Result:
             difference = _same(was, got, grade)
             if difference and not result.why:
                 result.why = f"{name}: {difference}"
+            if not result.why and _wrapped(was, got):
+                result.why = f"{name}: numbers from 2**63 on come out negative"
         if result.why:
-            result.outcome = "special" if name == "special values" else "differ"
+            special = name == "special values"
+            result.outcome = "special" if special else "beyond" if "2**63" in result.why else "differ"
             return result
     return result
 
@@ -404,7 +407,19 @@ def _run(given: bytes | str, feeds: Mapping[str, Any]) -> list[Any]:
 
 def _fed(value: Any, kind: str) -> Any:
     dtype = DTYPES.get(kind[len("tensor(") : -1]) if kind.startswith("tensor(") else None
-    return value if dtype is None or not isinstance(value, np.ndarray) else value.astype(dtype, copy=False)
+    if dtype is None or not isinstance(value, np.ndarray):
+        return value
+    fed = value.astype(dtype, copy=False)
+    if _wrapped(value, fed):
+        raise ValueError(f"{fed.dtype} can't hold the inputs from 2**63 on")
+    return fed
+
+
+def _wrapped(was: Any, now: Any) -> bool:
+    """Whether UINT64 values became negative INT64 ones: the same bits, other numbers. `compare` goes by the bits."""
+    if not isinstance(was, np.ndarray) or not isinstance(now, np.ndarray):
+        return False
+    return was.dtype == np.uint64 and now.dtype == np.int64 and bool((was > np.iinfo(np.int64).max).any())
 
 
 def _evaluate(made: bytes, feeds: Mapping[str, Any]) -> list[Any]:

@@ -4,7 +4,7 @@ Prints, and exits 1 when a bar is missed:
 - `apply` per node, from 10,000 to 80,000 nodes (bar: grows by less than 1.5x);
 - `inspect` of 20,000 nodes against `onnx.load` plus one walk over the nodes (bar: at most 3x);
 - start-up of `onnxfix --help` against `python -c pass` (bar: at most 0.2 s more);
-- memory and time for a model with 1 GiB of external data (bars: inspect 150 MiB and 1 s beyond start-up; apply 300 MiB).
+- memory and time for a model with 1 GiB of external data (bars: inspect 150 MiB, 1 s beyond start-up; apply 300 MiB).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def row(what: str, measured: str, bar: str, met: bool) -> None:
 
 
 def network(nodes: int) -> onnx.ModelProto:
-    """Conv, Add, HardSwish, Identity, Relu in turn, each with parameters of its own: a third of it needs a rule on 8.2."""
+    """Conv, Add, HardSwish, Identity, Relu in turn, with parameters of their own: a third needs a rule on 8.2."""
     made, weights = [], []
     kernel = np.ones((4, 4, 1, 1), np.float32) / 4
     last = "x"
@@ -57,7 +57,11 @@ def network(nodes: int) -> onnx.ModelProto:
     made[-1].output[0] = "y"
     shape = [1, 4, 8, 8]
     graph = helper.make_graph(
-        made, "g", [helper.make_tensor_value_info("x", 1, shape)], [helper.make_tensor_value_info("y", 1, shape)], weights
+        made,
+        "g",
+        [helper.make_tensor_value_info("x", 1, shape)],
+        [helper.make_tensor_value_info("y", 1, shape)],
+        weights,
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)], ir_version=8)
 
@@ -104,7 +108,9 @@ def inspecting(repeats: int, folder: Path) -> None:
         for node in onnx.load(path).graph.node:
             _ = node.op_type, list(node.input), list(node.output)
 
-    rounds = [(best(floor, 1), best(lambda: inspection.inspect_model(model.load(path), None, ()), 1)) for _ in range(repeats)]
+    rounds = [
+        (best(floor, 1), best(lambda: inspection.inspect_model(model.load(path), None, ()), 1)) for _ in range(repeats)
+    ]
     ratio = statistics.median(b / a for a, b in rounds)
     row("inspect of 20k nodes / (onnx.load + walk)", f"{ratio:.2f}x", "<= 3x", ratio <= 3)
 
@@ -137,12 +143,15 @@ def external(folder: Path) -> None:
     peak = 'import re; print(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])'
     warm = "import onnxfix.inspection, onnxfix.matrix, onnxfix.catalog, time; start = time.perf_counter(); "
     code = warm + f"import onnxfix; onnxfix.inspect({str(path)!r}); print(time.perf_counter() - start); " + peak
-    seconds, kib = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    seconds, kib = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    ).stdout.split()
     row("inspect, 1 GiB external: memory", f"{int(kib) >> 10} MiB", "<= 150 MiB", int(kib) >> 10 <= 150)
     row("inspect, 1 GiB external: time beyond start-up", f"{float(seconds):.2f} s", "<= 1 s", float(seconds) <= 1)
     code = (
         "from onnxfix import catalog, engine, matrix, model, shapes; from pathlib import Path\n"
-        f"m = model.load({str(path)!r}); g = shapes.index(m); s = catalog.load_set('jetson.yml'); t = matrix.target(s.target)\n"
+        f"m = model.load({str(path)!r}); g = shapes.index(m)\n"
+        "s = catalog.load_set('jetson.yml'); t = matrix.target(s.target)\n"
         "engine.run(g, s.rules, t, lambda n: matrix.judge(n, t), options=s.options)\n"
         f"d = model.Draft(m, Path({str(folder / 'out' / 'fixed.onnx')!r})); d.publish()\n" + peak
     )

@@ -12,7 +12,8 @@ PATH = Path(__file__).parent / "rules.md"
 
 def text() -> str:
     rows = [
-        f"| [{rule.id}](../rules/{rule.id}.md) | {', '.join(rule.ops)} | {rule.safety.value} | {rule.when} | {rule.summary} |"
+        f"| [{rule.id}](../rules/{rule.id}.md) | {', '.join(rule.ops)} | {rule.safety.value} | {rule.when} "
+        f"| {rule.summary} |"
         for rule in catalog.load_folder(catalog.shipped()).values()
     ]
     head = [

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from onnxfix.api import doctor as doctor
     from onnxfix.api import exit_status as exit_status
     from onnxfix.api import inspect as inspect
+    from onnxfix.difference import Difference as Difference
+    from onnxfix.difference import diff as diff
     from onnxfix.errors import ModelError as ModelError
     from onnxfix.errors import OnnxfixError as OnnxfixError
     from onnxfix.errors import RequestError as RequestError
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "onnxfix.api": ("apply", "doctor", "exit_status", "inspect"),
+    "onnxfix.difference": ("Difference", "diff"),
     "onnxfix.errors": ("ModelError", "OnnxfixError", "RequestError", "RuleError", "Skip", "TargetError"),
     "onnxfix.gating": ("GateReport", "gate"),
     "onnxfix.report": ("Change", "Check", "Finding", "Report", "Safety", "Skipped", "Status", "Where"),

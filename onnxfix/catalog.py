@@ -12,7 +12,7 @@ import functools
 import importlib.util
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,11 @@ class RuleSet:
     require: tuple[str, ...] = ()
     build: Mapping[str, Any] = field(default_factory=dict)
     path: Path | None = None
+
+
+def without_plugins(rules: Iterable[Rule]) -> list[Rule]:
+    """The rules that act without being asked for: those that write a TensorRT plugin wait for its name."""
+    return [rule for rule in rules if not rule.plugin]
 
 
 def shipped() -> Path:
@@ -96,7 +101,7 @@ def _load_python(path: Path) -> Rule:
         raise RuleError(f"{path}:{line}: {type(error).__name__}: {one_line(error)}") from None
     found = [
         c for c in vars(module).values()
-        if inspect.isclass(c) and issubclass(c, Rule) and c.__module__ == module.__name__ and not c.__name__.startswith("_")
+        if inspect.isclass(c) and issubclass(c, Rule) and c.__module__ == module.__name__ and c.__name__[0] != "_"
     ]  # fmt: skip
     if len(found) != 1:
         raise RuleError(f"{path}: holds {len(found)} rules; one Rule class a file")
@@ -134,8 +139,11 @@ def shipped_sets() -> list[str]:
     return [p.name for p in sorted(shipped().glob("*.yml")) if not _is_rule(p)]
 
 
-def load_set(name: str | Path) -> RuleSet:
-    """Read a rule file and the rules it chooses. Raises RuleError at the place of the first mistake."""
+def load_set(name: str | Path, plugins: Iterable[str] = ()) -> RuleSet:
+    """Read a rule file and the rules it chooses. Raises RuleError at the place of the first mistake.
+
+    Rules that write TensorRT plugins are among them only for the plugins that the file's `plugins` or `plugins` name.
+    """
     path = rule_file(name)
     document = yamlrule.read(path)
     if "rules" not in document:
@@ -154,15 +162,17 @@ def load_set(name: str | Path) -> RuleSet:
             unknown = set(item["options"]) - set(rule.options)
             if unknown:
                 raise RuleError(
-                    f"{where}: rule '{rule.id}' has no option '{sorted(unknown)[0]}'; it has: {', '.join(rule.options) or 'none'}"
+                    f"{where}: rule '{rule.id}' has no option '{sorted(unknown)[0]}'; "
+                    f"it has: {', '.join(rule.options) or 'none'}"
                 )
             chosen[rule.id] = rule
             options[rule.id] = item["options"]
         else:
             chosen[item["id"]] = yamlrule.YamlRule(item["id"], item, f"{where} ({item['id']})")
+    wanted = _plugins((*document.get("plugins", ()), *plugins), known, str(path))
     return RuleSet(
         name=path.name,
-        rules=tuple(chosen.values()),
+        rules=tuple(r for r in chosen.values() if not r.plugin or r.plugin in wanted),
         target=document.get("target", ""),
         allow=Safety(document.get("allow", "close")),
         options=options,
@@ -171,6 +181,16 @@ def load_set(name: str | Path) -> RuleSet:
         build=document.get("build", {}),
         path=path,
     )
+
+
+def _plugins(names: Iterable[str], known: Mapping[str, Rule], where: str) -> set[str]:
+    there = {rule.plugin for rule in known.values() if rule.plugin}
+    wanted = set(names)
+    if wanted - there:
+        raise RuleError(
+            f"{where}: no rule writes the plugin '{min(wanted - there)}'; there are {', '.join(sorted(there))}"
+        )
+    return wanted
 
 
 def _select(text: str, known: Mapping[str, Rule], chosen: dict[str, Rule], where: str) -> None:

@@ -122,6 +122,8 @@ def _parser() -> argparse.ArgumentParser:
         "  onnxfix inspect model.onnx --target jetson-nano    what would be refused, and what would help\n"
         "  onnxfix apply model.onnx --rules jetson.yml        rewrite, prove, write model.fixed.onnx\n"
         "  onnxfix gate models/ --target jetson-nano          does the board take all of them: for CI\n"
+        "  onnxfix verify model.onnx model.fixed.onnx         the same numbers, or the first node that differs\n"
+        "  onnxfix reduce model.onnx --fails parse            the smallest model that is still refused\n"
         "  onnxfix rules show resize-cubic                    what a rule does, with examples\n"
         "  onnxfix doctor                                     which proofs can run on this machine\n\n" + _EXIT,
     )
@@ -129,7 +131,12 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
     _add_inspect(commands)
     _add_apply(commands)
+    _add_replay(commands)
+    _add_undo(commands)
     _add_gate(commands)
+    _add_verify(commands)
+    _add_reduce(commands)
+    _add_diff(commands)
     _add_rules(commands)
     _add_matrix(commands)
     _add_doctor(commands)
@@ -155,6 +162,7 @@ def _add_inspect(commands: Any) -> None:
     command.add_argument("model", metavar="MODEL", help="an .onnx file")
     _add_target(command, "judge the nodes for this target")
     command.add_argument("--precision", metavar="P", default="", help="the one wanted: fp16, bf16, int8, fp8, fp4")
+    _add_freezing(command)
     command.add_argument("--dla", action="store_true", help="show which nodes the DLA of the target's board would take")
     _add_format(command)
     command.add_argument("-o", "--output", metavar="FILE", help="write there instead of standard output")
@@ -174,6 +182,7 @@ def _add_apply(commands: Any) -> None:
         "  onnxfix apply model.onnx --dry-run --diff    what would change, node by node\n"
         "  onnxfix apply model.onnx --rules jetson.yml --target jetson-orin-nano -o fixed.onnx\n"
         "  onnxfix apply model.onnx --rules rtx.yml --require parse,parity,build --build model.plan\n"
+        "  onnxfix apply model.onnx --freeze k=100 --set-shape images:1x3x640x640\n"
         "  onnxfix apply model.onnx --inputs data.npz --report report.json\n\n" + _EXIT,
     )
     command.add_argument("model", metavar="MODEL", help="an .onnx file")
@@ -190,9 +199,23 @@ def _add_apply(commands: Any) -> None:
     command.add_argument(
         "--require", metavar="PROOFS", type=_names, action="extend", default=[],
         help="proofs that must pass before anything is written, separated by commas: "
-        "structure, parse, parity, build, readback",
+        "structure, changes, parse, parity, build, readback",
+    )  # fmt: skip
+    _add_freezing(command)
+    command.add_argument(
+        "--on-mismatch", choices=("undo", "stop", "keep"), default="undo",
+        help="a change whose numbers are wrong when it is proved by itself: leave it out and go on, write nothing, "
+        "or keep it and say so (default: undo)",
     )  # fmt: skip
     command.add_argument("--inputs", metavar="DATA", help="inputs for the parity: .npz, or Polygraphy's .json")
+    command.add_argument(
+        "--plugins", metavar="LIB", action="append", default=[],
+        help="a library of plugins that TensorRT loads before it parses and builds; may be repeated",
+    )  # fmt: skip
+    command.add_argument(
+        "--plugins-use", metavar="NAME,NAME", type=_names, action="extend", default=[],
+        help="TensorRT plugins that rules may write into the model, such as EfficientNMS_ONNX_TRT",
+    )  # fmt: skip
     command.add_argument("--build", metavar="PLAN", help="also build an engine and write it there")
     command.add_argument("--report", metavar="FILE", help="also write the whole report there, as JSON")
     command.add_argument("--dry-run", action="store_true", help="show what would change; prove and write nothing")
@@ -202,6 +225,52 @@ def _add_apply(commands: Any) -> None:
     loudness.add_argument("-q", "--quiet", action="store_true", help="only the summary; no progress")
     loudness.add_argument("-v", "--verbose", action="store_true", help="list every node of long groups")
     command.set_defaults(run=_apply)
+
+
+def _add_replay(commands: Any) -> None:
+    command = commands.add_parser(
+        "replay",
+        help="make a fixed model again, byte for byte, from its input and its report",
+        description="Make the output of a run again from the input, the rules and what the report (or the output\n"
+        "itself) says of the run. Writes the very same bytes, or nothing and why.",
+        epilog="examples:\n"
+        "  onnxfix replay report.json\n"
+        "  onnxfix replay report.json --model elsewhere/model.onnx -o again.onnx\n\n"
+        "exit status: 0 when the bytes are the same; 2 when the input, the rules or onnxfix are other ones\n",
+    )
+    _add_told(command)
+    _add_format(command)
+    command.set_defaults(run=_replay)
+
+
+def _add_undo(commands: Any) -> None:
+    command = commands.add_parser(
+        "undo",
+        help="make a fixed model again without some of its changes",
+        description="Make the output of a run again without the changes named, and without those that needed them,\n"
+        "and prove it as `apply` does. The numbers of the changes are those of the report.",
+        epilog="examples:\n"
+        "  onnxfix undo report.json --change 3 -o fixed.onnx\n"
+        "  onnxfix undo model.fixed.onnx --change 3,7 -o other.onnx\n\n" + _EXIT,
+    )
+    _add_told(command)
+    command.add_argument(
+        "-c", "--change", metavar="ID", type=_numbers, action="extend", required=True,
+        help="numbers of changes to leave out, separated by commas; may be repeated",
+    )  # fmt: skip
+    command.add_argument("--report", metavar="FILE", help="also write the report of the new run there, as JSON")
+    _add_format(command)
+    loudness = command.add_mutually_exclusive_group()
+    loudness.add_argument("-q", "--quiet", action="store_true", help="only the summary; no progress")
+    loudness.add_argument("-v", "--verbose", action="store_true", help="list every node of long groups")
+    command.set_defaults(run=_undo)
+
+
+def _add_told(command: argparse.ArgumentParser) -> None:
+    command.add_argument("told", metavar="REPORT", help="what `apply --report` wrote, or the fixed model itself")
+    command.add_argument("--model", metavar="MODEL", help="where the input is now")
+    command.add_argument("-r", "--rules", metavar="R", help="where the rule file is now")
+    command.add_argument("-o", "--output", metavar="OUT", help="where to write (default: where the run wrote)")
 
 
 def _add_gate(commands: Any) -> None:
@@ -245,6 +314,140 @@ def _add_gate(commands: Any) -> None:
     loudness.add_argument("-q", "--quiet", action="store_true", help="no progress")
     loudness.add_argument("-v", "--verbose", action="store_true", help="list every node, and what doesn't fail")
     command.set_defaults(run=_gate)
+
+
+def _add_verify(commands: Any) -> None:
+    command = commands.add_parser(
+        "verify",
+        help="compare two models by their numbers, and name the first node that differs",
+        description="Compare the outputs of two models on the same inputs, by ONNX Runtime on the CPU. When they\n"
+        "differ, their inner values are compared too: the first node that differs is named, and the\n"
+        "error along the path is shown, worst first. With --precision fp16, compare with the FP16 form.",
+        epilog="examples:\n"
+        "  onnxfix verify model.onnx model.fixed.onnx\n"
+        "  onnxfix verify a.onnx b.onnx --inputs data.npz --tolerance 1e-4 --tolerance boxes=1e-2\n"
+        "  onnxfix verify a.onnx b.onnx --dims batch=1:4:8 --seeds 0,1,2,3\n"
+        "  onnxfix verify a.onnx b.onnx --inputs photos/ --preprocess size=224x224,mean=0.485/0.456/0.406 "
+        "--metric top5:0.99\n"
+        "  onnxfix verify model.onnx --precision fp16 --metric masks=iou:0.95\n\n" + _EXIT,
+    )
+    command.add_argument("before", metavar="MODEL", help="an .onnx file")
+    command.add_argument("after", metavar="OTHER", nargs="?", help="the one that should give the same numbers")
+    command.add_argument("--precision", metavar="P", default="", help="fp16: run the FP16 form; say what it can't hold")
+    _add_feeding(command)
+    command.add_argument(
+        "--tolerance", metavar="[OUTPUT=]T", type=_tolerance, action="append", default=[],
+        help="the error allowed, relative to the output's largest magnitude (default: 1e-5; fp16: 1e-2)",
+    )  # fmt: skip
+    command.add_argument(
+        "--metric", metavar="[OUTPUT=]M[:LIMIT]", action="append", default=[],
+        help="judge by absolute, relative, cosine, top (top5 for five best classes) or iou (of masks) instead",
+    )  # fmt: skip
+    command.add_argument("--require", action="store_true", help="not run counts as not passed: exit status 3")
+    _add_format(command)
+    command.add_argument("-o", "--output", metavar="FILE", help="write there instead of standard output")
+    loudness = command.add_mutually_exclusive_group()
+    loudness.add_argument("-q", "--quiet", action="store_true", help="no progress")
+    loudness.add_argument("-v", "--verbose", action="store_true", help="list every value that differs")
+    command.set_defaults(run=_verify)
+
+
+def _add_feeding(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--inputs", metavar="DATA", help=".npz, Polygraphy's .json, or a folder of images")
+    command.add_argument(
+        "--preprocess", metavar="KEY=VALUE,...", default="",
+        help="how an image becomes an input: size=HEIGHTxWIDTH, layout=nchw|nhwc, color=rgb|bgr|gray, scale=255, "
+        "mean=A/B/C, std=A/B/C, fit=stretch|letterbox|crop, input=NAME, limit=16",
+    )  # fmt: skip
+    command.add_argument("--seeds", metavar="A,B", type=_seeds, default=(0, 1, 2), help="of drawn inputs (0,1,2)")
+    command.add_argument(
+        "--dims", metavar="AXIS=MIN:OPT:MAX", type=_axis_sizes, action="append", default=[],
+        help="sizes of a dynamic axis to run at, or one size; may be given several times",
+    )  # fmt: skip
+
+
+def _axis_sizes(text: str) -> tuple[str, tuple[int, int, int]]:
+    name, _, sizes = text.rpartition("=")
+    given = [int(s) for s in sizes.split(":") if s.isdecimal() and s.isascii()]
+    given = given * 3 if len(given) == 1 else given
+    if not name or len(given) != 3 or sizes.count(":") not in (0, 2) or given != sorted(given):
+        raise argparse.ArgumentTypeError(f"'{text}': give an axis, '=' and MIN:OPT:MAX, as in batch=1:4:8")
+    return name, (given[0], given[1], given[2])
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(s) for s in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}': give whole numbers with commas") from None
+
+
+def _tolerance(text: str) -> tuple[str, float]:
+    output, _, value = text.rpartition("=")
+    try:
+        number = float(value)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError(f"'{text}': give a number, or an output, '=' and a number")
+    return output, number
+
+
+def _add_reduce(commands: Any) -> None:
+    command = commands.add_parser(
+        "reduce",
+        help="find the smallest model that still fails the same way",
+        description="Cut a model down to the fewest nodes that still fail the same way: the same operator, the same\n"
+        "words. Writes that model, with random weights, and an issue in Markdown beside it.\n"
+        "Crashes and hangs are failures like others; trials run in a child process with limits.",
+        epilog="examples:\n"
+        "  onnxfix reduce model.onnx --fails parse\n"
+        "  onnxfix reduce model.onnx --fails build -o small.onnx --seconds 120\n"
+        "  onnxfix reduce model.onnx --fails parse --node Resize_17\n"
+        "  onnxfix reduce model.onnx --fails parity --against model.fixed.onnx\n"
+        "  onnxfix reduce model.onnx --fails parity --rules jetson.yml\n"
+        "  onnxfix reduce model.onnx --fails ort\n\n"
+        "exit status: 0 when a smaller model was written; 2 when the model does not fail, or the request is wrong;\n"
+        "3 when what should judge it is not installed\n",
+    )
+    command.add_argument("model", metavar="MODEL", help="an .onnx file that fails")
+    command.add_argument(
+        "--fails", choices=("parse", "build", "parity", "ort"), required=True,
+        help="parse, build: in TensorRT; ort: ONNX Runtime does not load or run it; parity: other numbers",
+    )  # fmt: skip
+    command.add_argument("-o", "--output", metavar="FILE", help="where to write (default: MODEL.reduced.onnx)")
+    other = command.add_mutually_exclusive_group()
+    other.add_argument("--against", metavar="OTHER", help="for parity: the model that should give the same numbers")
+    other.add_argument("-r", "--rules", metavar="R", default="", help="for parity: rules that should not change it")
+    _add_target(command, "with --rules, the target instead of the rule file's own")
+    command.add_argument("--node", metavar="NAME", default="", help="of several failures, that of this node or op")
+    command.add_argument("--seconds", metavar="S", type=float, default=60.0, help="limit of one trial (default: 60)")
+    command.add_argument("--memory", metavar="MIB", type=int, help="memory limit of one trial, in MiB")
+    command.add_argument("--trials", metavar="N", type=int, default=400, help="at most so many (default: 400)")
+    _add_format(command)
+    command.add_argument("-q", "--quiet", action="store_true", help="no progress")
+    command.set_defaults(run=_reduce)
+
+
+def _add_diff(commands: Any) -> None:
+    command = commands.add_parser(
+        "diff",
+        help="what two models differ in, in words",
+        description="Compare two models by structure: nodes, attributes, connections, weights by their values, inputs\n"
+        "and outputs, opsets, functions, metadata. The order of nodes and the names of values and nodes\n"
+        "are no difference; other names of inputs and outputs are told, and count with --names.",
+        epilog="examples:\n"
+        "  onnxfix diff model.onnx model.fixed.onnx\n"
+        "  onnxfix diff a.onnx b.onnx --format json | jq .same\n\n"
+        "exit status: 0 when they are the same, 1 when they differ, 2 when the request is wrong\n",
+    )
+    command.add_argument("before", metavar="MODEL", help="an .onnx file")
+    command.add_argument("after", metavar="OTHER", help="another")
+    command.add_argument("--names", action="store_true", help="other names of inputs and outputs are differences too")
+    _add_format(command)
+    command.add_argument("-o", "--output", metavar="FILE", help="write there instead of standard output")
+    command.add_argument("-v", "--verbose", action="store_true", help="list everything")
+    command.set_defaults(run=_diff)
 
 
 def _add_rules(commands: Any) -> None:
@@ -291,14 +494,18 @@ def _add_rules(commands: Any) -> None:
     new = group.add_parser(
         "new",
         help="begin a rule from nodes of a real model",
-        description="Write a YAML rule whose `before` is what the given nodes do, and its page with the nodes, cut out\n"
-        "of the model, as the first case. What shall stand instead is yours to write.",
+        description="Write a YAML rule whose `before` is what the given nodes do, and its page with the nodes, cut\n"
+        "out of the model, as the first case. What shall stand instead is yours to write.",
         epilog="example:\n  onnxfix rules new my-rule --from model.onnx --nodes /act/Div,/act/Erf --to my_rules/\n",
     )
     new.add_argument("id", metavar="ID", help="the rule's name, in kebab-case: what is bad, e.g. resize-cubic")
     new.add_argument("--from", dest="model", metavar="MODEL", type=Path, required=True, help="the model")
-    new.add_argument("--nodes", metavar="A,B", type=_names, required=True, help="names of nodes, or of values they make")
-    new.add_argument("--to", dest="folder", metavar="DIR", type=Path, default=Path(), help="where to write (default: here)")
+    new.add_argument(
+        "--nodes", metavar="A,B", type=_names, required=True, help="names of nodes, or of values they make"
+    )
+    new.add_argument(
+        "--to", dest="folder", metavar="DIR", type=Path, default=Path(), help="where to write (default: here)"
+    )
     new.set_defaults(run=_rules_new)
 
 
@@ -380,6 +587,17 @@ def _add_target(command: argparse.ArgumentParser, text: str, required: bool = Fa
     )  # fmt: skip
 
 
+def _add_freezing(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--freeze", metavar="NAME=VALUE", type=_name_and_value, action="append", default=[],
+        help="make an input a constant: a number, true, false, or numbers with commas; may be given several times",
+    )  # fmt: skip
+    command.add_argument(
+        "--set-shape", metavar="NAME:SIZES", type=_name_and_sizes, action="append", default=[],
+        help="fix dynamic axes of an input, e.g. images:1x3x640x640, with ? for one that stays; several times too",
+    )  # fmt: skip
+
+
 def _add_format(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--format", choices=("text", "json"), default="text",
@@ -395,6 +613,41 @@ def _format_and_file(text: str) -> tuple[str, str]:
     if form not in _GATE_FORMATS or not file:
         raise argparse.ArgumentTypeError(f"'{text}': give one of {', '.join(_GATE_FORMATS)}, '=' and a file")
     return form, file
+
+
+def _name_and_value(text: str) -> tuple[str, Any]:
+    name, _, value = text.rpartition("=")
+    try:
+        numbers = [_number(v.strip().lower()) for v in value.split(",")]
+    except ValueError:
+        numbers = []
+    if not name or not numbers:
+        raise argparse.ArgumentTypeError(f"'{text}': give an input's name, '=' and a number, or several with commas")
+    return name, numbers if "," in value else numbers[0]
+
+
+def _number(text: str) -> bool | int | float:
+    if text in ("true", "false"):
+        return text == "true"
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)
+
+
+def _name_and_sizes(text: str) -> tuple[str, list[int | None]]:
+    name, _, sizes = text.rpartition(":")
+    given = [] if not sizes else sizes.lower().split("x")
+    if not name or not all(s == "?" or (s.isdecimal() and s.isascii()) for s in given):
+        raise argparse.ArgumentTypeError(f"'{text}': give an input's name, ':' and its sizes, as in images:1x3x640x640")
+    return name, [None if s == "?" else int(s) for s in given]
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}': give numbers of changes, separated by commas") from None
 
 
 def _names(text: str) -> list[str]:
@@ -423,7 +676,14 @@ def _inspect(args: argparse.Namespace) -> int:
     from onnxfix import api
     from onnxfix.render import matrix, text
 
-    found = api.inspect(args.model, target=args.target, precision=args.precision, dla=args.dla)
+    found = api.inspect(
+        args.model,
+        target=args.target,
+        precision=args.precision,
+        dla=args.dla,
+        freeze=dict(args.freeze),
+        set_shape=dict(args.set_shape),
+    )
     split = matrix.split(found.dla) if found.dla else ()
     _emit(args, found, lambda: chain(text.inspection(found, args.verbose), split), args.output)
     if found.verdict == "refused":
@@ -446,6 +706,11 @@ def _apply(args: argparse.Namespace) -> int:
             dry_run=args.dry_run,
             require=args.require,
             inputs=args.inputs,
+            freeze=dict(args.freeze),
+            set_shape=dict(args.set_shape),
+            plugins=args.plugins,
+            plugins_use=args.plugins_use,
+            on_mismatch=args.on_mismatch,
             build_to=args.build,
             report_to=args.report,
             progress=bar,
@@ -456,6 +721,41 @@ def _apply(args: argparse.Namespace) -> int:
         diff.write(done.changes, sys.stdout)
     status = api.exit_status(done)
     return _end(status, _why(done)) if status else FINE
+
+
+def _replay(args: argparse.Namespace) -> int:
+    from onnxfix import replay
+
+    done = replay.replay(args.told, model=args.model, rules=args.rules, output=args.output)
+    if args.format == "json":
+        _emit(args, done, lambda: ())
+    else:
+        print(f"{done.output}: made again, {done.changes} changes, sha256 {done.sha256}")
+    return FINE
+
+
+def _undo(args: argparse.Namespace) -> int:
+    from onnxfix import api, replay
+    from onnxfix.render import progress, text
+
+    with progress.shown(not args.quiet) as bar:
+        done = replay.undo(
+            args.told,
+            args.change,
+            model=args.model,
+            rules=args.rules,
+            output=args.output,
+            report_to=args.report,
+            progress=bar,
+        )
+    report = done.report
+    _emit(args, done, lambda: text.summary(report) if args.quiet else text.report(report, args.verbose))
+    if args.format == "text":
+        for word, changes in (("undone", done.asked), ("went with it", done.followed), ("came instead", done.came)):
+            for change in changes:
+                print(f"{word}: {change.id} {change.rule} at {change.where}")
+    status = api.exit_status(report)
+    return _end(status, _why(report)) if status else FINE
 
 
 def _gate(args: argparse.Namespace) -> int:
@@ -513,6 +813,69 @@ def _why(done: Report) -> str:
         more = f" and {len(done.remaining) - 1} more" if len(done.remaining) > 1 else ""
         return f"{done.target} does not take {first.where}: {first.reason}{more}"
     return f"{failed[0].name} failed: {failed[0].detail}" if failed else done.verdict
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from onnxfix import verify
+    from onnxfix.backends import images, metrics
+    from onnxfix.render import progress, proof
+
+    with progress.shown(not args.quiet) as bar:
+        found = verify.verify(
+            args.before,
+            args.after,
+            precision=args.precision,
+            inputs=args.inputs,
+            preprocessing=images.parse(args.preprocess) if args.preprocess else None,
+            seeds=args.seeds,
+            dims=dict(args.dims),
+            tolerances=dict(args.tolerance),
+            metrics=metrics.parse(args.metric),
+            progress=bar,
+        )
+    _emit(args, found, lambda: proof.verification(found, args.verbose), args.output)
+    if found.check.status.value == "failed":
+        return _end(REFUSED, proof.why(found))
+    if args.require and proof.unproved(found):
+        return _end(UNPROVED, f"the parity did not run: {found.check.detail}")
+    return FINE
+
+
+def _reduce(args: argparse.Namespace) -> int:
+    from dataclasses import replace
+
+    from onnxfix import reduce
+    from onnxfix.model import write_atomic
+    from onnxfix.render import progress, proof
+
+    with progress.shown(not args.quiet) as bar:
+        found = reduce.reduce(
+            args.model,
+            args.fails,
+            args.output,
+            against=args.against,
+            rules=args.rules,
+            target=args.target or "",
+            node=args.node,
+            seconds=args.seconds,
+            memory_mib=args.memory,
+            trials=args.trials,
+            progress=bar,
+        )
+    page = Path(found.output).with_suffix(".md")
+    found = replace(found, issue=str(page))
+    write_atomic(page, proof.issue(found))
+    _emit(args, found, lambda: proof.reduced(found))
+    return FINE
+
+
+def _diff(args: argparse.Namespace) -> int:
+    from onnxfix import difference
+    from onnxfix.render import proof
+
+    found = difference.diff(args.before, args.after, names=args.names)
+    _emit(args, found, lambda: proof.difference(found, args.verbose), args.output)
+    return FINE if found.same else REFUSED
 
 
 def _rules_list(args: argparse.Namespace) -> int:

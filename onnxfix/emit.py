@@ -53,7 +53,12 @@ def reduce(edit: Edit, op: str, x: str, axes: Sequence[int], keepdims: int = 1) 
 
 
 def slice_(
-    edit: Edit, x: str, starts: Sequence[int], ends: Sequence[int], axes: Sequence[int], steps: Sequence[int] | None = None
+    edit: Edit,
+    x: str,
+    starts: Sequence[int],
+    ends: Sequence[int],
+    axes: Sequence[int],
+    steps: Sequence[int] | None = None,
 ) -> str:
     if edit.graph.opset() >= 10:
         inputs: list[str | np.ndarray] = [x, ints(starts), ints(ends), ints(axes)]
@@ -86,7 +91,9 @@ def clip(edit: Edit, x: str, low: np.ndarray | None, high: np.ndarray | None) ->
     if edit.graph.opset() >= 11:
         inputs: list[str | np.ndarray] = [x, "" if low is None else low]
         return str(edit.add("Clip", inputs if high is None else [*inputs, high]))
-    return str(edit.add("Clip", [x], min=None if low is None else float(low), max=None if high is None else float(high)))
+    return str(
+        edit.add("Clip", [x], min=None if low is None else float(low), max=None if high is None else float(high))
+    )
 
 
 def concat(edit: Edit, parts: Sequence[str | np.ndarray], axis: int) -> str:

@@ -12,15 +12,22 @@ import contextlib
 import gc
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from onnxfix.errors import RuleError, Skip
 from onnxfix.graph import Edit, Graph, Node
 from onnxfix.model import one_line
-from onnxfix.report import Change, Safety, Skipped, Where
+from onnxfix.report import Change, Safety, Site, Skipped, Where
 from onnxfix.rule import REWRITABLE, Context, Rule, Target, Verdict
 
 Progress = Callable[[int, int], None]  # (nodes looked at, nodes known so far)
+
+
+class Observer(Protocol):
+    """Who wants to see each change as it is made, e.g. to prove it."""
+
+    def before(self, graph: Graph, node: Node | None) -> None: ...
+    def after(self, change: Change, edit: Edit) -> None: ...
 
 
 @dataclass
@@ -28,6 +35,7 @@ class Outcome:
     """What a run of the rules did."""
 
     changes: list[Change] = field(default_factory=list)
+    sites: list[Site] = field(default_factory=list)  # of the changes, in the same order
     skipped: list[Skipped] = field(default_factory=list)
     interface: list[str] = field(default_factory=list)  # changes of inputs and outputs, in words
 
@@ -52,11 +60,22 @@ class _Table:
 
 
 class _Run:
-    def __init__(self, graph: Graph, rules: Sequence[Rule], context: Context, allow: Safety) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        rules: Sequence[Rule],
+        context: Context,
+        allow: Safety,
+        left_out: Mapping[Site, str],
+        observer: Observer | None,
+    ) -> None:
         self.graph = graph
         self.table = _Table(rules)
         self.context = context
         self.allow = allow
+        self.left_out = left_out
+        self.observer = observer
+        self.times: collections.Counter[tuple[str, Where]] = collections.Counter()
         self.outcome = Outcome()
         self.skips: dict[tuple[str, Node | Graph], Skipped] = {}
         self.verdicts: dict[Node, Verdict | None] = {}
@@ -108,46 +127,57 @@ class _Run:
         return changed
 
     def attempt(self, rule: Rule, graph: Graph, node: Node | None) -> bool:
-        """Try one rule at one place. True when it made a change."""
+        """Try one rule at one place. True when it made a change. Most tries end at `match`, so that way is short."""
         subject: Node | Graph = graph if node is None else node
         if node is not None and rule.when == "refused":
             verdict = self.verdict(node)
             if verdict is None or verdict.effect not in REWRITABLE:
                 return False
-        where = node.where() if node is not None else Where("", "graph", graph=graph.path)
         try:
             found = rule.match(subject, self.context)
         except Skip as skip:
-            self.skips[rule.id, subject] = Skipped(rule.id, where, str(skip))
-            return False
+            return self.decline(rule, subject, str(skip))
         except Exception as error:
-            raise RuleError(
-                f"rule '{rule.id}' failed at {where}: {type(error).__name__}: {one_line(error)}; leave it out with '!{rule.id}'"
-            ) from error
+            raise _failure(rule, subject, error) from error
         self.skips.pop((rule.id, subject), None)  # whatever an earlier look said
         if found is None:
             return False
         if rule.safety.rank > self.allow.rank:
-            self.skips[rule.id, subject] = Skipped(
-                rule.id, where, f"it is {rule.safety.value}, and only {self.allow.value} is allowed (--allow {rule.safety.value})"
-            )
-            return False
+            grade, allowed = rule.safety.value, self.allow.value
+            return self.decline(rule, subject, f"it is {grade}, and only {allowed} is allowed (--allow {grade})")
+        return self.act(rule, graph, node, found)
+
+    def decline(self, rule: Rule, subject: Node | Graph, reason: str) -> bool:
+        self.skips[rule.id, subject] = Skipped(rule.id, _where(subject), reason)
+        return False
+
+    def act(self, rule: Rule, graph: Graph, node: Node | None, found: Any) -> bool:
+        """Let a rule that matched make its change. False when it declines after all, or is left out here."""
+        subject: Node | Graph = graph if node is None else node
+        where = _where(subject)
+        site = Site(rule.id, where.graph, where.node, where.op, where.outputs, self.times[rule.id, where])
+        if site in self.left_out:
+            return self.decline(rule, subject, self.left_out[site])
         edit = Edit(graph, node, rule.id)
+        if self.observer is not None:
+            edit.keeps = True
+            self.observer.before(graph, node)
         try:
             rule.rewrite(subject, found, edit, self.context)
         except Skip as skip:
             edit.rollback()
-            self.skips[rule.id, subject] = Skipped(rule.id, where, str(skip))
-            return False
+            return self.decline(rule, subject, str(skip))
         except Exception as error:
             edit.rollback()
-            raise RuleError(
-                f"rule '{rule.id}' failed at {where}: {type(error).__name__}: {one_line(error)}; leave it out with '!{rule.id}'"
-            ) from error
+            raise _failure(rule, subject, error) from error
         if node is not None and node.live:
             edit.mark(node)
         edit.finish()
+        self.times[rule.id, where] += 1
+        self.outcome.sites.append(site)
         self.record(rule, where, edit)
+        if self.observer is not None:
+            self.observer.after(self.outcome.changes[-1], edit)
         self.push(edit.touched)
         return True
 
@@ -156,7 +186,9 @@ class _Run:
         if len(changes) >= self.limit:
             busy = collections.Counter(c.rule for c in changes[-200:])
             names = ", ".join(f"'{r}'" for r, _ in busy.most_common(3))
-            raise RuleError(f"{len(changes)} changes and no end: rules {names} undo each other near {where}; leave one out")
+            raise RuleError(
+                f"{len(changes)} changes and no end: rules {names} undo each other near {where}; leave one out"
+            )
         self.outcome.interface += edit.interface
         changes.append(
             Change(
@@ -172,6 +204,15 @@ class _Run:
         )
 
 
+def _where(subject: Node | Graph) -> Where:
+    return subject.where() if isinstance(subject, Node) else Where("", "graph", graph=subject.path)
+
+
+def _failure(rule: Rule, subject: Node | Graph, error: Exception) -> RuleError:
+    what = f"{type(error).__name__}: {one_line(error)}"
+    return RuleError(f"rule '{rule.id}' failed at {_where(subject)}: {what}; leave it out with '!{rule.id}'")
+
+
 def run(
     graph: Graph,
     rules: Sequence[Rule],
@@ -180,15 +221,19 @@ def run(
     *,
     allow: Safety = Safety.CLOSE,
     options: Mapping[str, Mapping[str, Any]] | None = None,
+    left_out: Mapping[Site, str] | None = None,
+    observer: Observer | None = None,
     progress: Progress | None = None,
 ) -> Outcome:
     """Apply `rules` to the model that `graph` (its main graph) indexes, in place, and commit.
+
+    Changes at the sites `left_out` are not made; its values say why. `observer` sees each change as it is made.
 
     Raises RuleError when a rule fails or rules chase each other. Cost: linear in nodes plus changes, times the few
     rounds that newly known shapes call for.
     """
     context = Context(target, judge, options or {})
-    state = _Run(graph, rules, context, allow)
+    state = _Run(graph, rules, context, allow, left_out or {}, observer)
     with _collector_paused():
         _rounds(state, graph, progress)
     state.outcome.skipped = [

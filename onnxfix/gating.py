@@ -239,7 +239,11 @@ class _Judge:
         if not name:
             raise RequestError("the gate needs a target: --target, or a rule file that names one")
         self.goal = matrix.target(name)
-        self.rules = self.ruleset.rules if self.ruleset else tuple(catalog.load_folder(catalog.shipped()).values())
+        self.rules = (
+            self.ruleset.rules
+            if self.ruleset
+            else tuple(catalog.without_plugins(catalog.load_folder(catalog.shipped()).values()))
+        )
         self.require_parse = task.require_parse or (self.ruleset is not None and "parse" in self.ruleset.require)
 
     def __call__(self, path: Path) -> Gated:

@@ -382,11 +382,11 @@ class Graph:
             node.captured.pop(name, None)
         if not uses:
             self._uses.pop(name, None)
-            if self.parent is not None and self.owner is not None and not self.defines(name):
-                if name not in self.output_names and not any(
-                    name in b._uses or name in b.output_names for b in self.owner.bodies.values() if b is not self
-                ):
-                    self.parent._unuse(name, self.owner, CAPTURED)
+            if self.parent is None or self.owner is None or self.defines(name) or name in self.output_names:
+                return
+            siblings = (b for b in self.owner.bodies.values() if b is not self)
+            if not any(name in b._uses or name in b.output_names for b in siblings):
+                self.parent._unuse(name, self.owner, CAPTURED)
 
     def _capture(self, name: str) -> None:
         if self.parent is not None and self.owner is not None:
@@ -547,6 +547,11 @@ class Edit:
         self.touched: dict[Node, None] = {}  # nodes to look at again
         self.interface: list[str] = []  # what changed of the model's inputs and outputs, in words
         self.note = ""  # set by a rule to say what it did, beyond its summary
+        self.keeps = False  # whether to keep what the next two fields say, for a proof of the change
+        self.kept: dict[Node, NodeProto] = {}  # nodes changed in place, as they were
+        self.redirected: dict[tuple[str, str], list[Node]] = {}  # readers of this scope that read another value now
+        self.retyped: set[str] = set()  # values said to be something else now under the same name
+        self._reads: dict[Node, list[str]] = {}  # what redirected readers read at first
         self._new: set[Node] = set()
         self._former: dict[Node, Where] = {}  # what nodes were before their outputs' names were taken over
         self._undo: list[Callable[[], None]] = []
@@ -667,7 +672,8 @@ class Edit:
         source = self.anchor.proto if self.anchor else None
         if not proto.name:
             label = (source.name or (source.output[0] if source.output else "")) if source else ""
-            proto.name = self.graph.fresh(f"{label}/{self.rule}/{proto.op_type}" if label else f"{self.rule}/{proto.op_type}")
+            made = f"{self.rule}/{proto.op_type}"
+            proto.name = self.graph.fresh(f"{label}/{made}" if label else made)
         if source is not None:
             present = {m.key for m in proto.metadata_props}
             # What the exporter said of the original node (its stack trace, its module) holds for what replaces it.
@@ -733,12 +739,15 @@ class Edit:
     def set_input(self, node: Node, index: int, value: str | np.ndarray) -> None:
         """Make input `index` read another value ("" leaves it out); missing inputs before it are filled with ""."""
         name = value if isinstance(value, str) else self.const(value, f"input{index}")
+        self._keep(node)
         before = list(node.proto.input)
-        self._write_inputs(node, [*before, *[""] * (index + 1 - len(before))][:index] + [name] + before[index + 1 :])
+        padded = [*before, *[""] * (index + 1 - len(before))]
+        self._write_inputs(node, [*padded[:index], name, *before[index + 1 :]])
         self._undo.append(functools.partial(self._write_inputs, node, before))
 
     def set_inputs(self, node: Node, names: Sequence[str]) -> None:
         """Replace all inputs."""
+        self._keep(node)
         before = list(node.proto.input)
         self._write_inputs(node, list(names))
         self._undo.append(functools.partial(self._write_inputs, node, before))
@@ -760,6 +769,7 @@ class Edit:
 
     def set_attr(self, node: Node, name: str, value: Any) -> None:
         """Set an attribute; None removes it."""
+        self._keep(node)
         before = [AttributeProto.FromString(a.SerializeToString()) for a in node.proto.attribute]
         kept = [a for a in before if a.name != name]
         if value is not None:
@@ -777,6 +787,7 @@ class Edit:
 
     def set_op(self, node: Node, op: str, domain: str = "") -> None:
         """Turn a node into another operator with the same inputs and outputs."""
+        self._keep(node)
         before = (node.proto.op_type, node.proto.domain)
         node.proto.op_type, node.proto.domain = op, domain
         self.touched[node] = None
@@ -785,6 +796,25 @@ class Edit:
             node.proto.op_type, node.proto.domain = before
 
         self._undo.append(undo)
+
+    def _keep(self, node: Node) -> None:
+        if self.keeps and node not in self._new and node not in self.kept:
+            self.kept[node] = self.former(node)
+
+    def former(self, node: Node) -> NodeProto:
+        """A node as it was before this edit, as far as the edit `keeps` that; a copy."""
+        if node in self.kept:
+            return self.kept[node]
+        copy = NodeProto()
+        copy.CopyFrom(node.proto)
+        if node in self._reads:
+            del copy.input[:]
+            copy.input.extend(self._reads[node])
+        return copy
+
+    def is_new(self, node: Node) -> bool:
+        """Whether this edit made the node."""
+        return node in self._new
 
     def mark(self, node: Node) -> None:
         """Write provenance on a node that was changed in place."""
@@ -827,6 +857,7 @@ class Edit:
             self.touched[node] = None
 
     def _rename_output(self, node: Node, old: str, new: str) -> None:
+        self._keep(node)
         self._write_output(node, old, new)
         self._undo.append(functools.partial(self._write_output, node, new, old))
 
@@ -852,6 +883,9 @@ class Edit:
                             raise RuntimeError(f"a body of {node.where()} returns '{old}' unchanged")
             else:
                 before = list(node.proto.input)
+                if self.keeps and node not in self._new:
+                    self._reads.setdefault(node, before)
+                    self.redirected.setdefault((old, new), []).append(node)
                 self._write_inputs(node, [new if i == index else n for i, n in enumerate(before)])
                 self._undo.append(functools.partial(self._write_inputs, node, before))
 
@@ -875,7 +909,7 @@ class Edit:
         self._retype(info, dtype, "input")
         if promised is not None:
             self.graph.root.promised[info.name] = promised
-            self._undo.append(functools.partial(self.graph.root.promised.pop, info.name, None))
+            self._undo.append(lambda: self.graph.root.promised.__delitem__(info.name))
 
     def _retype(self, info: onnx.ValueInfoProto, dtype: int, role: str) -> None:
         before = info.type.tensor_type.elem_type
@@ -908,6 +942,7 @@ class Edit:
 
     def forget_type(self, name: str) -> None:
         """Say that the type or shape of an existing value is no longer what it was."""
+        self.retyped.add(name)
         self._forget(self.graph, [name])
 
     def _forget(self, graph: Graph, names: Iterable[str]) -> None:

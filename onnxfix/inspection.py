@@ -19,7 +19,7 @@ from typing import Any
 import onnx
 from onnx import AttributeProto, TensorProto
 
-from onnxfix import boards, matrix, shapes, verdict
+from onnxfix import boards, freeze, matrix, shapes, verdict
 from onnxfix.errors import ModelError, RuleError, Skip
 from onnxfix.graph import Graph, Node
 from onnxfix.model import Model, external_field, external_path, is_external, nbytes, one_line
@@ -188,7 +188,7 @@ def inspect_model(
             "skipped": tuple(judged.skipped),
             "graph_rules": tuple(judged.graph_rules),
             "rules": judged.safety,
-            "notes": tuple(_opset_notes(model, target)),
+            "notes": (*_opset_notes(model, target), *freeze.advice(graph, _helpless(judged.findings), judged.skipped)),
             "dla": boards.dla_split(graph, target) if dla else None,
         }
     return Inspection(
@@ -471,6 +471,11 @@ def _would_act(rule: Rule, subject: Node | Graph, where: Where, context: Context
         return False
     judged.safety[rule.id] = rule.safety
     return True
+
+
+def _helpless(found: Iterable[Finding]) -> list[Finding]:
+    """Findings that no rule would help."""
+    return [f for f in found if not f.rules]
 
 
 def _opset_notes(model: Model, target: matrix.Target) -> Iterator[str]:

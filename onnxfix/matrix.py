@@ -197,10 +197,12 @@ def judge_graph(graph: Graph, target: Target, *, live_only: bool = False) -> Ite
     """
     matrix = _matrix_of(target)
     facts = Facts()
+    odd_in: dict[Graph, set[str]] = {}
     for scope in _met(graph, matrix):
         unused: set[Node] | None = None
+        odd = matrix.odd_values(scope, odd_in)
         for node in scope.nodes():
-            verdict = _judge(node, matrix, facts)
+            verdict = _judge(node, matrix, facts, odd)
             if verdict is None or (verdict.effect is Effect.UNDECIDED and _in_function(scope)):
                 continue  # no value in a function has a type before it is called: what hangs on types stays unsaid
             unused = _unused(scope) if unused is None else unused
@@ -292,23 +294,26 @@ def _unused(scope: Graph) -> set[Node]:
     return {n for n in scope.nodes() if n not in used}
 
 
-def _judge(node: Node, matrix: _Matrix, facts: Facts) -> Verdict | None:
+def _judge(node: Node, matrix: _Matrix, facts: Facts, odd: set[str] | None = None) -> Verdict | None:
+    """`odd` are the names that `_Matrix.dtypes_and_ranks` may have something to say on, None when not known."""
     op, domain = node.op, node.domain
-    if (domain, op) in node.graph.root.functions:
+    functions = node.graph.root.functions
+    if functions and (domain, op) in functions:
         if matrix.functions:
             return None
         return matrix.verdict(Effect.REFUSED, "a call of a model-local function is refused", "functions")
-    limits = matrix.rows.get(_key(op, domain))
-    if limits is None:
+    row = matrix.row_at(op, domain, node.graph.opset(domain))
+    if row is None:
         return matrix.without_row(node)
-    verdicts = matrix.dtypes_and_ranks(node)
-    opset = node.opset
+    limits, has_grown = row
+    proto = node.proto
+    ordinary = odd is not None and (not odd or (odd.isdisjoint(proto.output) and odd.isdisjoint(proto.input)))
+    verdicts = [] if ordinary else matrix.dtypes_and_ranks(node)
     for limit in limits:
-        if limit.opset_min <= opset <= limit.opset_max:
-            verdict = limit.check(node, facts, matrix)
-            if verdict is not None:
-                verdicts.append(verdict)
-    if matrix.opsets and domain == "" and opset > matrix.opsets[1]:
+        verdict = limit.check(node, facts, matrix)
+        if verdict is not None:
+            verdicts.append(verdict)
+    if has_grown:
         verdicts.extend(matrix.too_new(node, limits))
     if not verdicts:
         return None
@@ -368,6 +373,7 @@ class _Matrix:
     border_ops: frozenset[str]  # operators that may stand there between
     constants_refused: frozenset[int]  # dtypes of which a constant may feed DequantizeLinear only
     data: Mapping[str, Any] = field(repr=False)
+    rows_at: dict[tuple[str, str, int], tuple[tuple[_Limit, ...], bool] | None] = field(default_factory=dict)
 
     def verdict(self, effect: Effect, reason: str, limit: str, basis: str = "") -> Verdict:
         known = f" ({basis})" if basis else ""
@@ -393,13 +399,30 @@ class _Matrix:
         reason = f"{name} has no importer for {domain}::{op}, and its library no plugin of that name"
         return self.verdict(Effect.REFUSED, reason, "no-importer")
 
+    def row_at(self, op: str, domain: str, opset: int) -> tuple[tuple[_Limit, ...], bool] | None:
+        """The limits of an operator at an opset, and whether it has grown since the release; None without a row."""
+        key = op, domain, opset
+        if key not in self.rows_at:
+            limits = self.rows.get(_key(op, domain))
+            if limits is None:
+                self.rows_at[key] = None
+            else:
+                here = tuple(x for x in limits if x.opset_min <= opset <= x.opset_max)
+                self.rows_at[key] = here, self._has_grown(op, domain, opset)
+        return self.rows_at[key]
+
+    def _has_grown(self, op: str, domain: str, opset: int) -> bool:
+        if domain or not self.opsets or opset <= self.opsets[1]:
+            return False
+        known, now = schema(op, domain, self.opsets[1]), schema(op, domain, opset)
+        return known is not None and now is not None and known.since_version < now.since_version
+
     def too_new(self, node: Node, limits: tuple[_Limit, ...]) -> Iterator[Verdict]:
         """Attributes and inputs that came with an opset newer than the release, and that no limit looks at."""
         assert self.opsets
         newest = self.opsets[1]
         known, now = schema(node.op, node.domain, newest), schema(node.op, node.domain, node.opset)
-        if known is None or now is None or known.since_version == now.since_version:
-            return
+        assert known and now  # `row_at` looked
         about = frozenset().union(*(x.about for x in limits))
         names = [a.name for a in node.proto.attribute if a.name not in known.attributes and a.name not in about]
         for name in names:
@@ -424,6 +447,27 @@ class _Matrix:
         if rank > self.rank_max:
             return f"tensors have at most {self.rank_max} dimensions, not {rank}", "rank"
         return None
+
+    def odd_values(self, scope: Graph, known: dict[Graph, set[str]]) -> set[str]:
+        """The names in a scope and around it whose type alone may be refused; `known` are those of other scopes.
+
+        Cost: one look at each value of a scope.
+        """
+        if scope not in known:
+            watched = self.dtypes_refused | self.interface_only | self.constants_refused
+            odd = set(self.odd_values(scope.parent, known)) if scope.parent else set()
+            for name in (*scope.producers, *scope.input_names):
+                kind = scope.type_of(name)
+                if kind is None:
+                    continue
+                tensor = kind.tensor_type if kind.HasField("tensor_type") else None
+                if tensor is None or tensor.elem_type in watched or len(tensor.shape.dim) > self.rank_max:
+                    odd.add(name)
+            for name, stored in scope.initializers.items():
+                if stored.data_type in watched or len(stored.dims) > self.rank_max:
+                    odd.add(name)
+            known[scope] = odd
+        return known[scope]
 
     @staticmethod
     def _data_stored(node: Node, name: str) -> bool:

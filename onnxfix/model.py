@@ -146,10 +146,14 @@ def external_path(tensor: TensorProto, directory: Path) -> Path:
     """
     location = external_field(tensor, "location")
     parts = PurePosixPath(location.replace("\\", "/"))
-    if not location or "\0" in location or parts.is_absolute() or ".." in parts.parts or re.match(r"^[A-Za-z]:", location):
-        raise ModelError(
-            f"external data of '{tensor.name}' points outside the model's folder ({location!r}); refused"
-        )
+    if (
+        not location
+        or "\0" in location
+        or parts.is_absolute()
+        or ".." in parts.parts
+        or re.match(r"^[A-Za-z]:", location)
+    ):
+        raise ModelError(f"external data of '{tensor.name}' points outside the model's folder ({location!r}); refused")
     path = directory / parts
     if not path.resolve().is_relative_to(directory.resolve()):
         raise ModelError(
@@ -215,10 +219,10 @@ class Draft:
             raise RequestError(f"{destination}: is the input itself; give another name with -o")
         _remove_stale(destination)
         self.folder = parent / f".{destination.name}.onnxfix-{os.getpid()}-{secrets.token_hex(4)}"
-        self._shares = any(is_external(t) for t in model.tensors()) and (
-            model.directory.resolve() == parent.resolve()
+        self._shares = any(is_external(t) for t in model.tensors()) and (model.directory.resolve() == parent.resolve())
+        self.path = (
+            self.folder.with_name(f"{self.folder.name}.onnx") if self._shares else self.folder / destination.name
         )
-        self.path = self.folder.with_name(f"{self.folder.name}.onnx") if self._shares else self.folder / destination.name
         try:
             self.folder.mkdir()
             self._write(model)

@@ -117,9 +117,7 @@ class Pattern:
         return self._node(index, producer, match)
 
     @staticmethod
-    def _constant(
-        index: int, proto: NodeProto, name: str, value: str, graph: Graph, match: Match
-    ) -> Match | None:
+    def _constant(index: int, proto: NodeProto, name: str, value: str, graph: Graph, match: Match) -> Match | None:
         array = graph.const(value)
         if array is None:
             return None
@@ -155,7 +153,9 @@ class Pattern:
                 else _schema_default(node.op, node.domain, node.opset, name)
             )
             expected = attribute_value(attribute)
-            same = np.isclose(value, expected) if isinstance(expected, float) and value is not None else value == expected
+            same = (
+                np.isclose(value, expected) if isinstance(expected, float) and value is not None else value == expected
+            )
             if not same:
                 return None
         for name, attribute in present.items():

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,9 @@ import onnx
 
 from onnxfix.backends import BackendError, feeds, trt
 from onnxfix.backends.compare import Compared, compare, worst
-from onnxfix.errors import ModelError, OnnxfixError, UnavailableError
+from onnxfix.backends.images import Preprocessing
+from onnxfix.backends.metrics import Metric
+from onnxfix.errors import ModelError, OnnxfixError, RequestError, UnavailableError
 from onnxfix.graph import Graph, Node
 from onnxfix.model import is_external, load, nbytes, one_line
 from onnxfix.report import Check, Effect, Finding, Safety, Status, Where
@@ -203,6 +205,8 @@ def _first(findings: Sequence[Finding]) -> str:
 
 # ---- parity ----
 
+SAMPLES_KEPT = 3  # for whoever looks for the place of a difference
+
 # Relative to the output's largest magnitude.
 TOLERANCES = {Safety.EXACT: 1e-6, Safety.CLOSE: 1e-5}
 
@@ -218,6 +222,8 @@ class _Samples:
     ran: int = 0
     integers: set[int] = field(default_factory=set)  # values given to single integers
     fault: str = ""  # why the fixed model is wrong
+    missed: list[str] = field(default_factory=list)  # sizes that were asked for, where the original does not run
+    kept: list[feeds.Feeds] = field(default_factory=list)
     beyond: tuple[feeds.Feeds, str] | None = None  # inputs and output of the first difference over tolerance
 
     def late(self) -> bool:
@@ -232,6 +238,11 @@ def parity(
     inputs: Path | None = None,
     seeds: Sequence[int] = (0, 1, 2),
     tolerances: Mapping[str, float] | None = None,
+    frozen: Mapping[str, Any] | None = None,
+    dims: Mapping[str, tuple[int, int, int]] | None = None,
+    metrics: Mapping[str, Metric] | None = None,
+    preprocessing: Preprocessing | None = None,
+    samples_to: list[feeds.Feeds] | None = None,
     seconds: float = 300.0,
     progress: Progress | None = None,
 ) -> Check:
@@ -242,10 +253,14 @@ def parity(
     unit in the last place of a 16-bit output. LOSSY is judged only against a stated tolerance. `tolerances` states
     others, by grade ("exact", "close", "lossy") or by output name. Integers, booleans and strings must be equal.
 
-    `inputs` is an .npz or a Polygraphy .json; without it, inputs are drawn for each of `seeds`, at two sizes of the
-    dynamic axes where the original runs at two. `seconds` bounds the time spent: at least one sample is compared.
+    `inputs` is an .npz, a Polygraphy .json, or a folder of images made inputs by `preprocessing`. Without it they are
+    drawn for each of `seeds`: at two sizes of the dynamic axes where the original runs at two, or with `dims` (axis ->
+    (min, opt, max)) at opt, and the first seed also at min and max. `frozen` are values that the original is fed on
+    every run, for inputs that the fixed model no longer has. `metrics` (by output; "" for all others) judge in the
+    tolerance's place. `samples_to` gets some of the inputs that were compared, those of the first difference in front.
+    `seconds` bounds the time spent: at least one sample is compared.
 
-    Raises RequestError when `inputs` is no usable file.
+    Raises RequestError when `inputs` is no usable file, or `dims` names an axis the model does not have.
     """
     try:
         one, other = _runners(before, after)
@@ -255,24 +270,56 @@ def parity(
         return Check("parity", Status.FAILED, "onnxruntime", f"the fixed model does not load: {error}")
     except BackendError as error:
         return Check("parity", Status.NOT_RUN, "onnxruntime", f"these models can't be run here: {error}")
+    if frozen:
+        one = _Frozen(one, frozen)
     by = str(one)
     if mismatch := _interface(one, other):
         return Check("parity", Status.FAILED, by, mismatch)
     seen = _Samples(time.monotonic() + seconds)
-    tolerance = _Tolerance(safety, tolerances or {})
+    tolerance = _Tolerance(safety, tolerances or {}, metrics or {})
+    tolerance.check(t.name for t in one.outputs)
+    if unknown := [name for name in dims or {} if name not in feeds.axes(one.inputs)]:
+        axes = ", ".join(feeds.axes(one.inputs)) or "none"
+        raise RequestError(f"{before}: no dynamic axis called '{unknown[0]}'; there are {axes}")
     with one, other:
         if inputs is not None:
-            samples: Iterator[feeds.Feeds] = iter(feeds.read(inputs, one.inputs))
+            samples: Iterator[feeds.Feeds] = iter(feeds.read(inputs, one.inputs, preprocessing))
         elif reason := feeds.unfillable(one.inputs):
             return Check("parity", Status.NOT_RUN, by, f"{reason}: give inputs with --inputs")
         else:
-            samples = _seeded(one, other, seeds, seen)
+            samples = _profiled(one, other, seeds, seen, dims) if dims else _seeded(one, other, seeds, seen)
         _compare_all(one, other, samples, tolerance, seen, progress)
+        if samples_to is not None:
+            samples_to += [*([seen.beyond[0]] if seen.beyond else []), *seen.kept][:SAMPLES_KEPT]
         if seen.beyond and not _repeatable(one, *seen.beyond):
             output = seen.beyond[1]
             reason = f"the original itself gives other values of {output} on every run"
             return Check("parity", Status.NOT_RUN, by, reason, _figures(seen, tolerance, seeds, inputs))
     return _judge(by, seen, tolerance, seeds, inputs)
+
+
+class _Frozen:
+    """A runner some of whose inputs are always fed the same."""
+
+    def __init__(self, runner: Any, values: Mapping[str, Any]) -> None:
+        self.runner = runner
+        self.values = {n: v for n, v in values.items() if n in {t.name for t in runner.inputs}}
+        self.inputs = [t for t in runner.inputs if t.name not in values]
+        self.outputs = runner.outputs
+
+    def __enter__(self) -> _Frozen:
+        self.runner.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.runner.__exit__(*error)
+
+    def __str__(self) -> str:
+        return str(self.runner)
+
+    def run(self, sample: feeds.Feeds) -> dict[str, Any]:
+        outputs: dict[str, Any] = self.runner.run({**sample, **self.values})
+        return outputs
 
 
 class _After(BackendError):
@@ -322,6 +369,25 @@ def _seeded(one: Any, other: Any, seeds: Sequence[int], seen: _Samples) -> Itera
         second, ways = _working(one, feeds.other_sizes(found, parts, fixed), seeds[0], seen)
         if second is not None:
             yield from _drawn(one, ways, seeds)
+
+
+def _profiled(
+    one: Any, other: Any, seeds: Sequence[int], seen: _Samples, dims: Mapping[str, tuple[int, int, int]]
+) -> Iterator[feeds.Feeds]:
+    """Seeded samples at the sizes of a profile: all seeds at its opt, one at its min and one at its max."""
+    opt = {**_fixed(one.inputs, other.inputs), **{name: sizes[1] for name, sizes in dims.items()}}
+    found, ways = _working(one, feeds.sizes(feeds.axes(one.inputs), opt), seeds[0], seen)
+    if found is None:
+        return
+    yield from _drawn(one, ways, seeds)
+    for bound in (0, 2):
+        sizes = {**found, **{name: dims[name][bound] for name in dims}}
+        if sizes not in seen.sizes:
+            working, ways = _working(one, iter([sizes]), seeds[0], seen)
+            if working is None:
+                seen.missed.append(_sizes(sizes))
+            else:
+                yield from _drawn(one, ways, seeds[:1])
 
 
 def _drawn(one: Any, ways: Sequence[feeds.Draw], seeds: Sequence[int]) -> Iterator[feeds.Feeds]:
@@ -385,13 +451,16 @@ def _compare_all(
             seen.failing.append(f"sample {seen.ran}: {error}")
             continue
         seen.ran += 1
+        if len(seen.kept) < SAMPLES_KEPT:
+            seen.kept.append(sample)
         try:
             got = other.run({n: feeds.cast(a, dtypes[n]) for n, a in sample.items() if n in dtypes})
         except BackendError as error:
             seen.fault = f"the fixed model fails where the original runs: {error}"
             return
         for name, reference in expected.items():
-            compared = compare(name, reference, got[name], tolerance.of(name, reference))
+            judged = tolerance.of(name, reference), tolerance.metric(name)
+            compared = compare(name, reference, got[name], *judged)
             seen.compared[name].append(compared)
             if compared.verdict not in ("equal", "within") and seen.beyond is None:
                 seen.beyond = sample, name
@@ -408,12 +477,25 @@ class _Tolerance:
     Lossy changes without a stated tolerance are measured, but there is nothing to judge them by.
     """
 
-    def __init__(self, safety: Safety, stated: Mapping[str, float]) -> None:
+    def __init__(
+        self, safety: Safety, stated: Mapping[str, float], metrics: Mapping[str, Metric] | None = None
+    ) -> None:
         self.safety = safety
         self.stated = stated
+        self.metrics = metrics or {}
+
+    def check(self, outputs: Iterable[str]) -> None:
+        """Raises RequestError for a metric that is stated for no output of the model."""
+        known = list(outputs)
+        if unknown := [name for name in self.metrics if name and name not in known]:
+            raise RequestError(f"a metric is stated for '{unknown[0]}', no output; they are {', '.join(known)}")
+
+    def metric(self, output: str) -> Metric | None:
+        """What judges this output in the tolerance's place. A tolerance stated for it goes before a general metric."""
+        return self.metrics.get(output, None if output in self.stated else self.metrics.get(""))
 
     def judges(self, output: str) -> bool:
-        return self.value(output) is not None
+        return self.metric(output) is not None or self.value(output) is not None
 
     def value(self, output: str) -> float | None:
         stated = self.stated.get(output, self.stated.get(self.safety.value))
@@ -454,6 +536,8 @@ def _judge(by: str, seen: _Samples, tolerance: _Tolerance, seeds: Sequence[int],
                 return check(Status.FAILED, f"output {name}: {c.note}")
             if c.verdict == "kind":
                 return check(Status.NOT_RUN, f"output {name} is {c.note}: the parity compares tensors")
+            if c.verdict == "beyond" and c.metric is not None:
+                return check(Status.FAILED, f"output {name}: {c.note} (asked for: {c.metric.words()})")
             if c.verdict == "beyond":
                 error = f"{c.max_abs:.3g}, {c.relative:.3g} of its largest magnitude {c.magnitude:.3g}"
                 return check(Status.FAILED, f"output {name} differs by {error} (allowed: {tolerance.words(name)})")
@@ -471,14 +555,20 @@ def _judge(by: str, seen: _Samples, tolerance: _Tolerance, seeds: Sequence[int],
     if not all(map(tolerance.judges, seen.compared)):
         detail = f"measured, not judged: {error} {over}; no tolerance is stated for lossy changes"
         return check(Status.NOT_RUN, detail)
+    scores = "".join(
+        f"; {name}: {f['metric']}: {f['score']:.6g}" for name, f in figures["outputs"].items() if "metric" in f
+    )
+    if scores and all(tolerance.metric(name) for name in seen.compared):
+        return check(Status.PASSED, f"{scores[2:]} {over}" + _weak(figures))
     rounding = "equal but for rounding, as sums in another order are: " if tolerance.safety is Safety.EXACT else ""
-    return check(Status.PASSED, f"{rounding}{error} {over} (allowed: {tolerance.words()})" + _weak(figures))
+    return check(Status.PASSED, f"{rounding}{error} {over} (allowed: {tolerance.words()}){scores}" + _weak(figures))
 
 
 def _weak(figures: Mapping[str, Any]) -> str:
-    """A word on outputs that are the same number everywhere: they agree, but say little."""
+    """A word on sizes that were not run, and on outputs that are the same number everywhere: they say little."""
     flat = [n for n, f in figures["outputs"].items() if f["elements"] > 1 and f["range"][0] == f["range"][1]]
-    return f"; weak evidence: {', '.join(flat)} never varied" if flat else ""
+    missed = f"; not run at {' and at '.join(figures['not_run_at'])}" if figures["not_run_at"] else ""
+    return missed + (f"; weak evidence: {', '.join(flat)} never varied" if flat else "")
 
 
 def _figures(seen: _Samples, tolerance: _Tolerance, seeds: Sequence[int], inputs: Path | None) -> dict[str, Any]:
@@ -488,6 +578,7 @@ def _figures(seen: _Samples, tolerance: _Tolerance, seeds: Sequence[int], inputs
         "sizes": seen.sizes,
         "integers": sorted(seen.integers),
         "original_fails_at": seen.failing[:20],
+        "not_run_at": seen.missed,
         "grade": tolerance.safety.value,
         "tolerance": tolerance.words(),
         "outputs": worst(seen.compared),

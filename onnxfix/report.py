@@ -92,6 +92,31 @@ class Change:
 
 
 @dataclass(frozen=True)
+class Site:
+    """Where a rule acted, told by what a second run of the same rules on the same model finds again."""
+
+    rule: str
+    graph: str
+    node: str
+    op: str
+    outputs: tuple[str, ...]
+    time: int = 0  # how often the rule had acted right there before
+
+
+@dataclass(frozen=True)
+class Record:
+    """What it takes, beside the input model, to make the output again: `onnxfix replay`, `onnxfix undo`."""
+
+    rules: str  # the rule file: a shipped one's name, or its path as it was given
+    rules_sha256: str  # of the rule file, of its rules and of what they call
+    target: str
+    allow: Safety
+    versions: dict[str, str]  # of onnxfix and of the packages whose numbers can get into a model
+    settings: dict[str, Any] = field(default_factory=dict)  # further arguments of `apply` that shape the output
+    left_out: tuple[Site, ...] = ()
+
+
+@dataclass(frozen=True)
 class Skipped:
     """A rule declined a node it looks after."""
 
@@ -102,7 +127,7 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Check:
-    """A proof and its outcome. `name` is structure, parse, parity, build or readback."""
+    """A proof and its outcome. `name` is structure, changes, parse, parity, build or readback."""
 
     name: str
     status: Status
@@ -132,6 +157,7 @@ class Report:
     checks: tuple[Check, ...] = ()
     notes: tuple[str, ...] = ()
     judged: str = ""  # who gave the verdict, for which target, and what is missing, in one sentence
+    record: Record | None = None
 
     def check(self, name: str) -> Check | None:
         return next((c for c in self.checks if c.name == name), None)

@@ -96,6 +96,7 @@ class Rule:
     safety: ClassVar[Safety] = Safety.EXACT
     # "refused": only where the target does not take the node. "always": wherever it matches (folding, cleaning).
     when: ClassVar[str] = "refused"
+    plugin: ClassVar[str] = ""  # the TensorRT plugin it writes: then it acts only where a rule file names that plugin
     options: ClassVar[Mapping[str, Any]] = {}  # names and defaults of what a rule file may set
 
     id: str = ""

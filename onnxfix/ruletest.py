@@ -77,7 +77,9 @@ def _run_case(
     if case.block.kind == "skipped":
         reasons = [s.reason for s in outcome.skipped if s.rule == rule.id]
         if acted or not any(case.reason in r for r in reasons):
-            problems.append(f"expected a skip because '{case.reason}'; got {reasons or ('a change' if acted else 'nothing')}")
+            problems.append(
+                f"expected a skip because '{case.reason}'; got {reasons or ('a change' if acted else 'nothing')}"
+            )
         return
     if not acted:
         reasons = [s.reason for s in outcome.skipped]
@@ -87,7 +89,9 @@ def _run_case(
     expected = _model(case.after, rule.page)
     difference = same_graph(expected, model)
     if difference:
-        problems.append(f"not what the page says: {difference}; got: {one_line(onnx.printer.to_text(model.proto.graph))}")
+        problems.append(
+            f"not what the page says: {difference}; got: {one_line(onnx.printer.to_text(model.proto.graph))}"
+        )
     try:
         onnx.checker.check_model(model.proto, full_check=True)
     except Exception as error:  # the checker raises several unrelated types
@@ -105,9 +109,7 @@ def _apply(model: Model, rules: list[Rule], case: page.Case) -> engine.Outcome:
     return engine.run(graph, rules, target, lambda n: matrix.judge(n, target), allow=Safety.LOSSY)
 
 
-def _parity(
-    before: Model, after: Model, rule: Rule, case: page.Case, problems: list[str], not_run: list[str]
-) -> None:
+def _parity(before: Model, after: Model, rule: Rule, case: page.Case, problems: list[str], not_run: list[str]) -> None:
     safety = max((rule.safety, Safety.EXACT), key=lambda s: s.rank)
     tolerance = case.block.options.get("tolerance") or (case.after and case.after.options.get("tolerance"))
     with tempfile.TemporaryDirectory() as folder:
@@ -123,9 +125,7 @@ def _parity(
         not_run.append(f"parity: {check.detail}")
 
 
-def _parser(
-    which: str, model: Model, block: page.Block, default: str, problems: list[str], not_run: list[str]
-) -> None:
+def _parser(which: str, model: Model, block: page.Block, default: str, problems: list[str], not_run: list[str]) -> None:
     wanted = block.options.get("parser", default)
     if wanted == "any":
         return
@@ -143,7 +143,7 @@ def _parser(
 
 
 def same_graph(expected: Model, actual: Model) -> str:
-    """"" when both compute the same thing the same way, else what differs. Values declared without data match any."""
+    """ "" when both compute the same thing the same way, else what differs. Values declared without data match any."""
     a, b = Graph.of(expected), Graph.of(actual)
     for role in ("input", "output"):
         left, right = ([_interface(v) for v in getattr(m.proto.graph, role)] for m in (expected, actual))
@@ -206,7 +206,9 @@ def _same_array(x: str, y: str, left: np.ndarray, right: np.ndarray | None) -> s
         same = bool((left == right).all())
     else:
         same = np.allclose(left.astype(np.float64), right.astype(np.float64), rtol=1e-6, atol=1e-12, equal_nan=True)
-    return "" if same else f"constant '{y}' is {right.reshape(-1)[:8].tolist()}, expected {left.reshape(-1)[:8].tolist()}"
+    return (
+        "" if same else f"constant '{y}' is {right.reshape(-1)[:8].tolist()}, expected {left.reshape(-1)[:8].tolist()}"
+    )
 
 
 def _same_attributes(p: Node, q: Node) -> str:

@@ -47,7 +47,8 @@ def new_rule(model: Path, nodes: Sequence[str], identity: str, folder: Path) -> 
     missing = [v for v in (*inputs, *outputs) if graph.shape(v) is None]
     if missing:
         raise RequestError(
-            f"{model}: the shape of '{missing[0]}' is not known; fold it first (onnxfix apply), and begin from the result"
+            f"{model}: the shape of '{missing[0]}' is not known; "
+            "fold it first (onnxfix apply), and begin from the result"
         )
     names = values_between([*read, *(o for n in chosen for o in n.outputs if o)])
     # Large constants become inputs of the rule, and of its case.

@@ -50,7 +50,9 @@ def read(path: Path) -> Any:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-        raise RuleError(f"{path}{place}: not valid YAML: {getattr(error, 'problem', None) or one_line(error)}") from None
+        raise RuleError(
+            f"{path}{place}: not valid YAML: {getattr(error, 'problem', None) or one_line(error)}"
+        ) from None
     except RecursionError:
         raise RuleError(f"{path}: nested too deeply") from None
     if not isinstance(value, dict) or root is None:
@@ -83,7 +85,9 @@ def validate(value: Any, root: yaml.Node, path: Path) -> None:
         extra = next(k for k in error.instance if k not in known)
         steps.append(extra)
         close = difflib.get_close_matches(str(extra), known, 1)
-        message = f"unknown key '{extra}'" + (f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(known)}")
+        message = f"unknown key '{extra}'" + (
+            f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(known)}"
+        )
     elif error.validator == "enum":
         message = f"{error.instance!r} is not one of {', '.join(map(str, error.validator_value))}"
     line, column = _mark(root, steps)

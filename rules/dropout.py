@@ -1,6 +1,9 @@
 from typing import Any
 
-from onnxfix import folding
+import numpy as np
+from onnx import TensorProto
+
+from onnxfix import emit, folding
 from onnxfix.rule import Context, Edit, Node, Rule, Skip
 
 
@@ -12,9 +15,11 @@ class Dropout(Rule):
         graph = node.graph
         if self._training(node) and not self._keeps_all(node):
             raise Skip("it drops at random: training mode; export the model in evaluation mode")
-        if not graph.unused(node.output(1)):
+        if not graph.unused(node.output(1)) and (node.opset < 12 or not ctx.refused(node)):
             raise Skip("its mask is used")
-        return folding.passes(node, node.input(0)) or None
+        if folding.passes(node, node.input(0)):
+            return True
+        return True if ctx.refused(node) and not folding.returned(graph, node.output(0)) else None
 
     @staticmethod
     def _training(node: Node) -> bool:
@@ -35,4 +40,13 @@ class Dropout(Rule):
         return ratio is not None and float(ratio) == 0
 
     def rewrite(self, node: Node, found: Any, edit: Edit, ctx: Context) -> None:
-        edit.replace_node(node, node.input(0))
+        edit.replace_node(node, node.input(0), "" if node.graph.unused(node.output(1)) else self._mask(node, edit))
+
+    @staticmethod
+    def _mask(node: Node, edit: Edit) -> str:
+        """What keeps everything: true, in the shape of the input."""
+        shape = node.graph.static_shape(node.input(0))
+        if shape is not None:
+            return edit.const(np.ones(shape, np.bool_))
+        ones = edit.add("Expand", [np.float32(1), edit.add("Shape", [node.input(0)])])
+        return emit.cast(edit, ones, TensorProto.BOOL)

@@ -15,9 +15,7 @@ class MaxPoolDilated(Rule):
             return None
         if node.output(1) and not node.graph.unused(node.output(1)):
             raise Skip("its Indices are used, and are not computed here")
-        geometry = window.read(node)
-        if not window.rounds_down(node, geometry):
-            raise Skip("ceil_mode adds a last window here; export with ceil_mode=False or freeze the sizes")
+        geometry = window.ceiled(node, window.read(node))
         if geometry.padded and not node.graph.dtype(node.input(0)):
             raise Skip(f"the dtype of '{node.input(0)}' is not known")
         return geometry

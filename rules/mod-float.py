@@ -14,6 +14,8 @@ class ModFloat(Rule):
             return None
         if dtype not in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE):
             raise Skip("only FLOAT, FLOAT16 and DOUBLE can be computed otherwise")
+        if not node.attr("fmod", 0):
+            return None  # the divisor's sign: mod-floor's
         return True
 
     def rewrite(self, node: Node, found: bool, edit: Edit, ctx: Context) -> None:

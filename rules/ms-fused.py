@@ -1,5 +1,6 @@
 from typing import Any
 
+from onnxfix import emit
 from onnxfix.lowering import contrib
 from onnxfix.rule import Context, Edit, Node, Rule, Safety, Skip
 
@@ -18,11 +19,10 @@ class FusedOperator(Rule):
 
     def match(self, node: Node, ctx: Context) -> str:
         contrib.known_activation(node.attr("activation", ""))
-        if node.attr("transBatchA", 0) or node.attr("transBatchB", 0):
-            raise Skip("it swaps batch axes; save the model without ONNX Runtime's optimisation")
         if _FUSED[node.op] == "MatMul":
-            for name, flag in zip(node.inputs, ("transA", "transB"), strict=False):
-                if node.attr(flag, 0) and node.graph.rank(name) is None:
+            for name, side in zip(node.inputs, "AB", strict=False):
+                turned = node.attr(f"trans{side}", 0) or node.attr(f"transBatch{side}", 0)
+                if turned and node.graph.rank(name) is None:
                     raise Skip(f"the rank of '{name}' is not known")
         return _FUSED[node.op]
 
@@ -31,8 +31,8 @@ class FusedOperator(Rule):
         inputs = [node.input(0), node.input(1), node.input(2)]
         if found == "MatMul":
             inputs = [
-                contrib.swap_last(edit, name) if node.attr(flag, 0) else name
-                for name, flag in zip(inputs[:2], ("transA", "transB"), strict=True)
+                _turned(name, bool(node.attr(f"trans{side}", 0)), bool(node.attr(f"transBatch{side}", 0)), edit)
+                for name, side in zip(inputs[:2], "AB", strict=True)
             ]
         y = str(edit.add(found, inputs if inputs[-1] else inputs[:-1], **attributes))
         if found == "MatMul" and node.attr("alpha", 1.0) != 1.0:
@@ -42,3 +42,14 @@ class FusedOperator(Rule):
         named = [f"activation_{name}" for name in ("alpha", "beta", "gamma")]
         parameters = node.attr("activation_params", []) or [node.attr(n) for n in named if node.has_attr(n)]
         edit.replace_node(node, contrib.activate(edit, y, node.attr("activation", ""), parameters))
+
+
+def _turned(x: str, last: bool, batch: bool, edit: Edit) -> str:
+    """`x` with its first axis moved in front of the last (`batch`), and then its last two axes swapped (`last`)."""
+    rank = edit.graph.rank(x) or 0
+    axes = list(range(rank))
+    if batch and rank > 2:
+        axes = [*axes[1:-1], 0, axes[-1]]
+    if last and rank > 1:
+        axes[-2:] = axes[:-3:-1]
+    return emit.transpose(edit, x, axes)

@@ -1,3 +1,6 @@
+import numpy as np
+from onnx import TensorProto
+
 from onnxfix import emit
 from onnxfix.lowering import contrib
 from onnxfix.rule import Context, Edit, Node, Rule, Safety, Skip
@@ -23,9 +26,8 @@ class LayerNorm(Rule):
             rank = node.graph.rank(node.input(0))
             if node.attr("axis", -1) not in (-1, None if rank is None else rank - 1):
                 raise Skip("it normalises over more than the last axis; convert the model to opset 17")
-        contrib.unread(node, 1, 2)
-        if node.op == "EmbedLayerNormalization" and node.input(7) and not node.graph.unused(node.output(1)):
-            raise Skip("the mask's index is read")
+        if node.op != "EmbedLayerNormalization":
+            contrib.unread(node, 1, 2)
         return contrib.dtype_of(node)
 
     def rewrite(self, node: Node, dtype: int, edit: Edit, ctx: Context) -> None:
@@ -50,8 +52,19 @@ class LayerNorm(Rule):
             y = contrib.layer_norm(edit, x, scale, bias, epsilon, dtype)
         outputs = [y, "", "", total]
         if node.op == "EmbedLayerNormalization":
-            outputs = [y, "", x]
+            counted = bool(node.output(1)) and not node.graph.unused(node.output(1))
+            outputs = [y, self._counted(node, edit) if counted else "", x]
         edit.replace_node(node, *outputs[: len(node.outputs)])
+
+    @staticmethod
+    def _counted(node: Node, edit: Edit) -> str:
+        """How many ones each sequence's mask has; zeros without a mask."""
+        one = np.asarray(1, np.int32)
+        if not node.input(7):
+            size = emit.slice_(edit, str(edit.add("Shape", [node.input(0)])), [0], [1], [0])
+            return str(edit.add("Expand", [np.zeros(1, np.int32), size]))
+        ones = edit.add("Cast", [edit.add("Equal", [node.input(7), one])], to=TensorProto.INT32)
+        return emit.reduce(edit, "ReduceSum", str(ones), [1], keepdims=0)
 
     @staticmethod
     def _embedded(node: Node, edit: Edit) -> str:

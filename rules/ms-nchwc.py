@@ -1,8 +1,11 @@
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
+from onnx import NodeProto
 
 from onnxfix import emit
+from onnxfix.graph import schema
 from onnxfix.lowering import contrib, nchwc
 from onnxfix.rule import Context, Edit, Graph, Node, Rule, Safety, Skip
 
@@ -15,16 +18,18 @@ _OWN = {
 }
 _KNOWN = {*_OWN, "Upsample", "ReorderInput", "ReorderOutput"}
 # What works on each channel alone: a channel cut off behind it can be cut off before it.
-_CHANNELWISE = {"Relu", "Sigmoid", "Tanh", "LeakyRelu", "Clip", "HardSigmoid", "HardSwish", "Elu", "Softplus", "Softsign"}
+_CHANNELWISE = {"Relu", "Sigmoid", "Tanh", "LeakyRelu", "Clip", "HardSigmoid", "HardSwish", "Elu", "Softplus"}
+# The nodes, their filters in order, the channels to fill up, the size of a block.
+_Found = tuple[list[Node], dict[Node, np.ndarray], dict[Node, int], int]
 
 
 class BlockedLayout(Rule):
     ops = ("<graph>",)
     safety = Safety.CLOSE
     when = "always"
-    options = {"block": 0}
+    options: ClassVar[Mapping[str, Any]] = {"block": 0}
 
-    def match(self, graph: Graph, ctx: Context) -> tuple[list[Node], dict[Node, np.ndarray], int] | None:
+    def match(self, graph: Graph, ctx: Context) -> _Found | None:
         nodes = nchwc.blocked_nodes(graph)
         if not nodes:
             return None
@@ -39,23 +44,41 @@ class BlockedLayout(Rule):
         block = self.option(ctx, "block") or nchwc.block_size(convs)
         if block not in nchwc.BLOCKS:
             raise Skip(f"the option 'block' is {block}; it is 8 or 16")
-        return nodes, {n: nchwc.plain_weights(n, block) for n in convs}, block
-
-    def rewrite(self, graph: Graph, found: Any, edit: Edit, ctx: Context) -> None:
-        nodes, filters, block = found
-        edit.note = f"{len(nodes)} operators in blocks of {block} channels became ONNX's own"
+        filters = {n: nchwc.plain_weights(n, block) for n in convs}
         for node in nodes:
+            _attributes(node)
+        missing = {n: nchwc.missing_channels(n, filters, block) for n in nodes if n.op == "ReorderInput"}
+        return nodes, filters, missing, block
+
+    def rewrite(self, graph: Graph, found: _Found, edit: Edit, ctx: Context) -> None:
+        nodes, filters, missing, block = found
+        edit.note = f"{len(nodes)} operators in blocks of {block} channels became ONNX's own"
+        wanted = {*nodes, *nchwc.nodes_between(graph)}
+        for node in [n for n in graph.nodes() if n in wanted]:
             edit.anchor = node
-            if node.op == "Conv":
+            if node.domain != nchwc.DOMAIN:
+                self._again(node, edit)
+            elif node.op == "Conv":
                 self._conv(node, filters[node], edit)
             elif node.op == "Upsample":
                 self._upsample(node, edit)
             elif node.op == "ReorderInput":
-                self._input(node, block, edit)
+                self._input(node, missing[node], edit)
             elif node.op == "ReorderOutput":
                 self._output(node, edit)
             else:
                 edit.replace_node(node, edit.add(node.op, [node.input(0)], **_attributes(node)))
+
+    @staticmethod
+    def _again(node: Node, edit: Edit) -> None:
+        """Write a node between the others anew: what it makes lies in another order now, so it counts as changed."""
+        copy = NodeProto()
+        copy.CopyFrom(node.proto)
+        copy.name = ""
+        del copy.output[:]
+        copy.output.extend(o and edit.graph.fresh(f"{o}/plain") for o in node.outputs)
+        edit.insert(copy)
+        edit.replace_node(node, *copy.output)
 
     @staticmethod
     def _conv(node: Node, filters: np.ndarray, edit: Edit) -> None:
@@ -77,23 +100,16 @@ class BlockedLayout(Rule):
             return
         nearest = "floor" if mode == "nearest" else None
         roi: str | np.ndarray = "" if edit.graph.opset() >= 13 else np.zeros(0, np.float32)
-        y = edit.add(
-            "Resize", [node.input(0), roi, scales], mode=mode, coordinate_transformation_mode=place, nearest_mode=nearest
-        )
-        edit.replace_node(node, y)
+        how = {"mode": mode, "coordinate_transformation_mode": place, "nearest_mode": nearest}
+        edit.replace_node(node, edit.add("Resize", [node.input(0), roi, scales], **how))
 
     @staticmethod
-    def _input(node: Node, block: int, edit: Edit) -> None:
-        x, graph = node.input(0), edit.graph
-        last = node.attr("channels_last", 0)
-        shape = graph.shape(x)
-        channels = shape[-1 if last else 1] if shape else None
-        if not isinstance(channels, int):
-            raise Skip(f"the number of channels of '{x}' is not known; freeze the dynamic axes")
-        if last:
+    def _input(node: Node, missing: int, edit: Edit) -> None:
+        x = node.input(0)
+        if node.attr("channels_last", 0):
             x = emit.transpose(edit, x, [0, 3, 1, 2])
-        if channels % block:
-            x = emit.pad(edit, x, [0, 0, 0, 0], [0, -channels % block, 0, 0])
+        if missing:
+            x = emit.pad(edit, x, [0, 0, 0, 0], [0, missing, 0, 0])
         edit.replace_node(node, x)
 
     @staticmethod
@@ -107,11 +123,18 @@ class BlockedLayout(Rule):
 
 
 def _attributes(node: Node) -> dict[str, Any]:
-    return {name: node.attr(name) for name in _OWN[node.op] if node.has_attr(name)}
+    """Those the operator has at the model's opset. Raises Skip where one it doesn't have yet means something."""
+    found = {name: node.attr(name) for name in _OWN.get(node.op, ()) if node.has_attr(name)}
+    known = schema(node.op, "", node.graph.opset())
+    for name in [n for n in found if known is not None and n not in known.attributes]:
+        if np.any(np.asarray(found[name]) != (1 if name == "dilations" else 0)):
+            raise Skip(f"{node.op} has no '{name}' at opset {node.graph.opset()}; convert the model to opset 13 first")
+        del found[name]
+    return found
 
 
 def _shorten(x: str, channels: int, edit: Edit) -> bool:
-    """Take the channels that only fill up the last block away where a convolution makes them. True when that is done."""
+    """Take the channels that only fill up a block away where a convolution makes them. True when that is done."""
     graph, above = edit.graph, []
     node = graph.producer(x)
     while node is not None and node.op in _CHANNELWISE and node.domain == "" and len(graph.uses(node.output(0))) == 1:

@@ -7,6 +7,7 @@ from onnxfix.lowering import elementwise, reduce
 from onnxfix.rule import Context, Edit, Node, Rule, Safety, Skip
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
+_OLDER = "export at opset 17 or older, where its axes are an attribute"
 _OF_SUMS = ("ReduceMean", "ReduceL1", "ReduceL2", "ReduceSumSquare", "ReduceLogSum")
 
 
@@ -23,9 +24,9 @@ class ReduceAxes(Rule):
             return None  # rule reduce-noop
         sums = node.op in _OF_SUMS and node.opset >= 18
         if not sums and node.op not in ("ReduceMax", "ReduceMin") and (node.op != "ReduceSum" or node.opset >= 18):
-            raise Skip(f"{node.op} has no other form here; export at opset 17 or older, where its axes are an attribute")
+            raise Skip(f"{node.op} has no other form here; {_OLDER}")
         if graph.dtype(x) not in _FLOATS:
-            raise Skip("integers are not reduced otherwise; export at opset 17 or older, where its axes are an attribute")
+            raise Skip(f"integers are not reduced otherwise; {_OLDER}")
         if node.op in ("ReduceMean", "ReduceSum"):
             self.count(node, axes)
         return axes

@@ -1,3 +1,4 @@
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,7 +48,7 @@ class TfIdf(Rule):
     def _by_length(node: Node, pool: np.ndarray, size: int) -> list[_Grams]:
         starts, columns = [*node.attr("ngram_counts"), len(pool)], iter(node.attr("ngram_indexes"))
         found = []
-        for n, (start, end) in enumerate(zip(starts, starts[1:], strict=False), 1):
+        for n, (start, end) in enumerate(itertools.pairwise(starts), 1):
             grams = pool[start:end].reshape(-1, n)
             places = [next(columns) for _ in grams]
             if not node.attr("min_gram_length") <= n <= node.attr("max_gram_length"):

@@ -3,7 +3,7 @@ from onnx import TensorProto
 from onnxfix.lowering import dtypes
 from onnxfix.rule import Context, Edit, Node, Rule, Skip
 
-_SMALL = (TensorProto.UINT8, TensorProto.INT8, TensorProto.INT16, TensorProto.UINT16)
+_SMALL = dtypes.SMALL - {TensorProto.UINT32, TensorProto.UINT64}
 
 
 class Uint8Cast(Rule):

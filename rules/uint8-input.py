@@ -2,17 +2,11 @@ from dataclasses import dataclass
 
 from onnx import TensorProto
 
+from onnxfix.graph import CAPTURED
 from onnxfix.lowering import dtypes
 from onnxfix.rule import Context, Edit, Graph, Node, Rule
 
-_SMALL = (
-    TensorProto.UINT8,
-    TensorProto.INT8,
-    TensorProto.INT16,
-    TensorProto.UINT16,
-    TensorProto.UINT32,
-    TensorProto.UINT64,
-)
+_LARGE = (TensorProto.UINT32, TensorProto.UINT64)
 
 
 @dataclass(frozen=True)
@@ -32,23 +26,26 @@ class Uint8Input(Rule):
     def match(self, graph: Graph, ctx: Context) -> _Input | None:
         if graph.kind != "graph":
             return None
+        narrow = ctx.target.narrows(TensorProto.INT64)
         for index, info in enumerate(graph.proto.input):
             own = info.type.tensor_type.elem_type
-            if own not in _SMALL or ctx.target.takes_dtype(own) or not graph.is_input(info.name):
+            if own not in dtypes.SMALL or ctx.target.takes_dtype(own) or not graph.is_input(info.name):
                 continue
             moved, casts, others = _readers(graph, info.name)
-            if any(graph.is_output(name) for name in moved):
+            if any(graph.is_output(name) for name in moved) or (own in _LARGE and narrow):
                 continue
+            if any(at == CAPTURED for _, at in others):
+                continue  # a body reads it, in the dtype it has
             to_float = casts and not others and all(c.attr("to") == TensorProto.FLOAT for c in casts)
-            wide = TensorProto.FLOAT if to_float else TensorProto.INT32
-            if own in (TensorProto.UINT32, TensorProto.UINT64):
-                wide = TensorProto.INT64
+            wide = TensorProto.INT64 if own in _LARGE else TensorProto.FLOAT if to_float else TensorProto.INT32
             return _Input(index, info.name, own, int(wide), tuple(moved), tuple(others))
         return None
 
     def rewrite(self, graph: Graph, found: _Input, edit: Edit, ctx: Context) -> None:
-        edit.retype_input(found.index, found.wide, dtypes.dtype_range(found.own))
-        edit.note = f"input '{found.name}' is declared {dtypes.dtype_name(found.wide)}; feed it the same numbers"
+        bits = found.own == TensorProto.UINT64
+        edit.retype_input(found.index, found.wide, None if bits else dtypes.dtype_range(found.own))
+        what = "the same 64 bits, which below 2^63 are the same numbers" if bits else "the same numbers"
+        edit.note = f"input '{found.name}' is declared {dtypes.dtype_name(found.wide)}; feed it {what}"
         for name in found.moved:
             edit.forget_type(name)
         narrow: dict[str, str] = {}
@@ -64,10 +61,10 @@ def _readers(graph: Graph, name: str) -> tuple[list[str], list[Node], list[tuple
     moved, casts, others = [name], [], []
     for value in moved:
         for node, index in graph.uses(value):
-            if node.op == "Cast" and not node.domain:
+            if node.op == "Cast" and not node.domain and graph.dtype(name) != TensorProto.UINT64:
                 casts.append(node)
             elif node.op in dtypes.MOVES and index == 0 and not node.domain and len(node.outputs) == 1:
                 moved.append(node.output(0))
-            elif index >= 0:
+            else:
                 others.append((node, index))
     return moved, casts, others

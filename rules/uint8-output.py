@@ -3,14 +3,7 @@ from onnx import TensorProto
 from onnxfix.lowering import dtypes
 from onnxfix.rule import Context, Edit, Graph, Rule, Skip
 
-_SMALL = (
-    TensorProto.UINT8,
-    TensorProto.INT8,
-    TensorProto.INT16,
-    TensorProto.UINT16,
-    TensorProto.UINT32,
-    TensorProto.UINT64,
-)
+_LARGE = (TensorProto.UINT32, TensorProto.UINT64)
 
 
 class Uint8Output(Rule):
@@ -23,7 +16,9 @@ class Uint8Output(Rule):
             return None
         for index, info in enumerate(graph.proto.output):
             own, name = info.type.tensor_type.elem_type, info.name
-            if own not in _SMALL or ctx.target.takes_dtype(own) or name not in graph.producers:
+            if own not in dtypes.SMALL or ctx.target.takes_dtype(own) or name not in graph.producers:
+                continue
+            if own in _LARGE and ctx.target.narrows(TensorProto.INT64):
                 continue
             if graph.uses(name):
                 raise Skip(f"output '{name}' is {dtypes.dtype_name(own)} and read within the graph too; cast it there")
@@ -32,9 +27,9 @@ class Uint8Output(Rule):
 
     def rewrite(self, graph: Graph, found: int, edit: Edit, ctx: Context) -> None:
         info = graph.proto.output[found]
-        wide = TensorProto.INT32
-        if info.type.tensor_type.elem_type in (TensorProto.UINT32, TensorProto.UINT64):
-            wide = TensorProto.INT64
-        edit.retype_output(found, int(wide))
-        edit.replace(info.name, str(edit.add("Cast", [info.name], to=int(wide))))
-        edit.note = f"output '{info.name}' is declared {dtypes.dtype_name(wide)}; its numbers are the same"
+        own = info.type.tensor_type.elem_type
+        wide = int(TensorProto.INT64 if own in _LARGE else TensorProto.INT32)
+        edit.retype_output(found, wide)
+        edit.replace(info.name, str(edit.add("Cast", [info.name], to=wide)))
+        same = "64 bits, and so its numbers below 2^63," if own == TensorProto.UINT64 else "numbers"
+        edit.note = f"output '{info.name}' is declared {dtypes.dtype_name(wide)}; its {same} are the same"

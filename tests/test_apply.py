@@ -39,7 +39,7 @@ def test_fixtures_for_rtx_are_proved_by_a_build(tmp_path: Path, name: str) -> No
     report = onnxfix.apply(FIXTURES[name], rules="rtx.yml", output=tmp_path / "fixed.onnx")
     assert report.verdict == "proved", digest(report)
     assert {c.name: c.status for c in report.checks} == dict.fromkeys(
-        ("structure", "parse", "parity", "build"), Status.PASSED
+        ("changes", "structure", "parse", "parity", "build"), Status.PASSED
     ), digest(report)
     assert onnxfix.exit_status(report) == 0 and not report.remaining
 
@@ -148,10 +148,17 @@ def small(path: Path) -> Path:
     return path
 
 
-def test_a_wrong_rewrite_is_never_written(tmp_path: Path) -> None:
+def test_a_wrong_rewrite_is_found_and_undone(tmp_path: Path) -> None:
     path = small(tmp_path / "m.onnx")
-    rules = catalog.RuleSet("broken", (Breaks(),), "trt-8.2")
-    report = onnxfix.apply(path, rules=rules)
+    report = onnxfix.apply(path, rules=catalog.RuleSet("broken", (Breaks(),), "trt-8.2"))
+    assert report.verdict == "accepted" and not report.changes, digest(report)
+    assert "relu-is-abs" in "".join(s.rule for s in report.skipped) + report.check("changes").detail
+    assert [n.op_type for n in onnx.load(tmp_path / "m.fixed.onnx").graph.node] == ["Identity", "Relu"]
+
+
+def test_a_wrong_rewrite_that_is_kept_is_never_written(tmp_path: Path) -> None:
+    path = small(tmp_path / "m.onnx")
+    report = onnxfix.apply(path, rules=catalog.RuleSet("broken", (Breaks(),), "trt-8.2"), on_mismatch="keep")
     assert report.verdict == "failed" and onnxfix.exit_status(report) == 1
     assert report.check("parity").status is Status.FAILED
     assert os.listdir(tmp_path) == ["m.onnx"] and report.output == ""
@@ -206,7 +213,8 @@ def test_metadata_and_names_survive(tmp_path: Path) -> None:
     before, after = onnx.load(path), onnx.load(out)
     for key in ("producer_name", "producer_version", "doc_string", "model_version", "domain"):
         assert getattr(before, key) == getattr(after, key)
-    assert list(before.metadata_props) == list(after.metadata_props)
+    added = [m.key for m in after.metadata_props if m not in before.metadata_props]
+    assert all(m in after.metadata_props for m in before.metadata_props) and added == ["onnxfix.record"]
     assert [v.name for v in before.graph.output] == [v.name for v in after.graph.output]
     kept = {n.name: n for n in after.graph.node}
     touched = {c.where.node for c in report.changes} | {n.name for n in after.graph.node if n.metadata_props}

@@ -439,12 +439,14 @@ def test_every_argument_reaches_the_api(run: Any, monkeypatch: pytest.MonkeyPatc
     run(
         "apply", "m.onnx", "--rules", "r.yml", "-o", "o.onnx", "--target", "t", "--allow", "lossy", "--dry-run",
         "--require", "parse, parity", "--require", "build", "--inputs", "d.npz", "--build", "e.plan",
-        "--report", "r.json",
+        "--report", "r.json", "--freeze", "a=b=1,2.5", "--freeze", "t=true", "--set-shape", "x:0:1x?x640",
+        "--on-mismatch", "stop", "--plugins", "a.so", "--plugins-use", "ROIAlign_TRT",
     ).fine()  # fmt: skip
     assert seen == {
         "model": "m.onnx", "rules": "r.yml", "output": "o.onnx", "target": "t", "allow": "lossy", "dry_run": True,
         "require": ["parse", "parity", "build"], "inputs": "d.npz", "build_to": "e.plan", "report_to": "r.json",
-        "progress": None,
+        "freeze": {"a=b": [1, 2.5], "t": True}, "set_shape": {"x:0": [1, None, 640]}, "progress": None,
+        "on_mismatch": "stop", "plugins": ["a.so"], "plugins_use": ["ROIAlign_TRT"],
     }  # fmt: skip
     run("apply", "m.onnx").fine()
     assert seen["require"] == [] and seen["rules"] == api.DEFAULT_RULES

@@ -61,14 +61,14 @@ def test_only_refused_nodes_are_rewritten() -> None:
 
 def test_a_grade_that_is_not_allowed_is_a_skip() -> None:
     rule = swap("Relu", "Exp", when="always", safety=Safety.LOSSY)
-    proto, outcome = run(TEXT, rule, allow=Safety.CLOSE)
+    _, outcome = run(TEXT, rule, allow=Safety.CLOSE)
     assert not outcome.changes and "only close is allowed" in outcome.skipped[0].reason
     _, outcome = run(TEXT, rule, allow=Safety.LOSSY)
     assert len(outcome.changes) == 1
 
 
 def test_rules_that_chase_each_other_are_named() -> None:
-    with pytest.raises(RuleError, match="'abs-relu', 'relu-abs'|'relu-abs', 'abs-relu'"):
+    with pytest.raises(RuleError, match=r"'abs-relu', 'relu-abs'|'relu-abs', 'abs-relu'"):
         run(TEXT, swap("Relu", "Abs", "always"), swap("Abs", "Relu", "always"))
 
 

@@ -51,7 +51,7 @@ def test_diff_says_what_a_move_frees() -> None:
     moved = tables.diff(matrix.target("jetpack-4.6"), matrix.target("jetpack-6.1"))
     freed = {c.op: c for c in moved.freed}
     assert (freed["Gelu"].before, freed["Gelu"].after) == ("refused", "taken")
-    assert any("TopK" == c.op and any("largest=0" in text for text in c.freed) for c in (*moved.freed, *moved.mixed))
+    assert any(c.op == "TopK" and any("largest=0" in text for text in c.freed) for c in (*moved.freed, *moved.mixed))
     assert ("model-local functions", "refused", "taken") in moved.facts
     back = tables.diff(matrix.target("jetpack-6.1"), matrix.target("jetpack-4.6"))
     assert {c.op for c in back.bound} == set(freed) and back.changed == moved.changed

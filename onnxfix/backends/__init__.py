@@ -16,11 +16,15 @@ import contextlib
 import importlib.metadata
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from onnxfix.errors import OnnxfixError
+from onnxfix.errors import OnnxfixError, RequestError
+
+# Libraries of plugins, as PATH separates its folders, that TensorRT loads before it parses.
+PLUGINS_VARIABLE = "ONNXFIX_TRT_PLUGINS"
+_PLUGINS_GIVEN = os.environ.get(PLUGINS_VARIABLE, "")
 
 
 class BackendError(OnnxfixError):
@@ -91,6 +95,22 @@ def child_environment() -> dict[str, str]:
     root = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
     return {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1", "PYTHONIOENCODING": "utf-8"}
+
+
+def use_plugins(libraries: Sequence[str | os.PathLike[str]]) -> None:
+    """Have TensorRT load these libraries of plugins from its next call on, and those of ONNXFIX_TRT_PLUGINS when none.
+
+    Raises RequestError for a file that isn't there. Whether it loads is known at the call.
+    """
+    for library in libraries:
+        if not Path(library).is_file():
+            raise RequestError(f"{library}: no such library of plugins")
+    wanted = os.pathsep.join(str(Path(library).absolute()) for library in libraries) or _PLUGINS_GIVEN
+    if wanted != os.environ.get(PLUGINS_VARIABLE, ""):
+        from onnxfix.backends import trt
+
+        os.environ[PLUGINS_VARIABLE] = wanted
+        trt.close()  # a running child has loaded what it was started with
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from onnxfix.backends import quiet
+from onnxfix.backends.metrics import ERRORS, Metric
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class Compared:
     high: float = 0.0
     cosine: float | None = None
     note: str = ""
+    metric: Metric | None = None  # what judged, when it was not the tolerance
+    score: float | None = None  # by that metric
 
     @property
     def relative(self) -> float:
@@ -31,8 +34,11 @@ class Compared:
         return self.max_abs / self.magnitude if self.magnitude else self.max_abs
 
 
-def compare(name: str, before: Any, after: Any, tolerance: float) -> Compared:
-    """Compare by value. `tolerance` is relative to max |before|; integers, bools and strings must be equal."""
+def compare(name: str, before: Any, after: Any, tolerance: float, metric: Metric | None = None) -> Compared:
+    """Compare by value. `tolerance` is relative to max |before|; integers, bools and strings must be equal.
+
+    A `metric` judges instead of both. NaN and infinity must agree, whatever judges.
+    """
     if not isinstance(before, np.ndarray) or not isinstance(after, np.ndarray):
         return Compared("kind", note="not a tensor")
     if before.shape != after.shape:
@@ -49,7 +55,9 @@ def compare(name: str, before: Any, after: Any, tolerance: float) -> Compared:
     agree = np.array_equal(reference[odd], found[odd], equal_nan=True)
     if not agree:
         note = f"{int(lost[0].sum())} NaN or infinite values before, {int(lost[1].sum())} after, of {before.size}"
-        return Compared("finite", before.size, int((~odd).sum()), note=note)
+        held = reference[~lost[0]]
+        low, high = (float(held.min()), float(held.max())) if held.size else (0.0, 0.0)
+        return Compared("finite", before.size, int((~odd).sum()), low=low, high=high, note=note)
     numbers, others = reference[~odd], found[~odd]
     if not numbers.size:
         return Compared("equal", before.size, 0)
@@ -57,6 +65,10 @@ def compare(name: str, before: Any, after: Any, tolerance: float) -> Compared:
     allowed = tolerance * magnitude if before.dtype.kind == "f" else 0.0
     equal = np.array_equal(numbers, others)  # needs no judge
     passed, max_abs = (True, 0.0) if equal else _polygraphy(name, numbers, others, allowed)
+    score, note = None, ""
+    if metric is not None:
+        score = metric.score(*((before, after) if not odd.any() else (numbers, others)))
+        passed, note = metric.passes(score), f"{metric} of {score:.6g}"
     return Compared(
         "equal" if max_abs == 0.0 else "within" if passed else "beyond",
         before.size,
@@ -66,6 +78,9 @@ def compare(name: str, before: Any, after: Any, tolerance: float) -> Compared:
         float(numbers.min()),
         float(numbers.max()),
         _cosine(numbers, others),
+        note,
+        metric,
+        score,
     )
 
 
@@ -101,4 +116,8 @@ def worst(samples: Mapping[str, list[Compared]]) -> dict[str, dict[str, Any]]:
             "not_finite": sum(c.elements - c.finite for c in compared),
             "equal": all(c.verdict == "equal" for c in compared),
         }
+        if metric := compared[0].metric:
+            scores = [c.score for c in compared if c.score is not None]
+            figures[name]["metric"] = metric.words()
+            figures[name]["score"] = (max if metric.name in ERRORS else min)(scores, default=None)
     return figures

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxfix.backends import quiet
+from onnxfix.backends import images, quiet
 from onnxfix.errors import RequestError
 from onnxfix.model import one_line
 
@@ -154,11 +154,16 @@ def seeded(inputs: Sequence[Tensor], draw: Draw, seed: int) -> Feeds:
     return feeds
 
 
-def read(path: Path, inputs: Sequence[Tensor]) -> list[Feeds]:
-    """Samples from an .npz (input name -> array: one sample) or from a Polygraphy .json (a list of samples).
+def read(
+    path: Path, inputs: Sequence[Tensor], preprocessing: images.Preprocessing | None = None
+) -> list[Feeds]:
+    """Samples from an .npz (input name -> array: one sample), from a Polygraphy .json (a list of samples), or from a
+    folder of images, one sample each; further inputs of the model are drawn with seed 0.
 
-    Raises RequestError when the file can't be read, or lacks an input.
+    Raises RequestError when the file can't be read, or lacks an input, UnavailableError for images without Pillow.
     """
+    if path.is_dir():
+        return _read_images(path, inputs, preprocessing or images.Preprocessing())
     try:
         samples = _read_npz(path) if path.suffix.lower() == ".npz" else _read_json(path)
     except FileNotFoundError:
@@ -168,6 +173,22 @@ def read(path: Path, inputs: Sequence[Tensor]) -> list[Feeds]:
         raise RequestError(f"{path}: no .npz or Polygraphy .json of inputs: {reason}") from None
     if not samples:
         raise RequestError(f"{path}: holds no inputs")
+    return [_fitting(path, i, sample, inputs) for i, sample in enumerate(samples)]
+
+
+def _read_images(path: Path, inputs: Sequence[Tensor], how: images.Preprocessing) -> list[Feeds]:
+    taking = [t for t in inputs if (t.name == how.input if how.input else len(t.shape) == 4)]
+    if len(taking) != 1:
+        have = ", ".join(f"{t.name} {_dims(t.shape)}" for t in inputs)
+        raise RequestError(f"{path}: which input takes the images? state input=NAME in --preprocess; there are {have}")
+    (image,) = taking
+    others = [t for t in inputs if t is not image]
+    if reason := unfillable(others):
+        raise RequestError(f"{path}: {reason}, which can't be drawn; give all inputs as .npz")
+    drawn: Feeds = {}
+    if others:
+        drawn = seeded(others, Draw(dict.fromkeys(axes(others), 1)), 0)
+    samples = [{image.name: array, **drawn} for array in images.read(path, image.shape, image.dtype, how)]
     return [_fitting(path, i, sample, inputs) for i, sample in enumerate(samples)]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +111,28 @@ class Runner:
             raise _failure(error) from None
 
 
-def _session(model: bytes | str) -> Any:
+class Session:
+    """A model in memory, its external data in `folder`. Raises as `Runner` does.
+
+    `exact` computes as the parity does, so that equal nodes give equal bits; otherwise ONNX Runtime runs the model as
+    fast as it can, on all processors.
+    """
+
+    def __init__(self, model: bytes, folder: Path, *, exact: bool) -> None:
+        self._session = _session(model, folder, exact)
+        self.inputs = [_tensor(i) for i in self._session.get_inputs()]
+
+    def run(self, feeds: Mapping[str, Any], outputs: Sequence[str]) -> dict[str, Any]:
+        """The named outputs. Raises BackendError with ONNX Runtime's reason."""
+        if not outputs:
+            return {}
+        try:
+            return dict(zip(outputs, self._session.run(list(outputs), dict(feeds)), strict=True))
+        except Exception as error:
+            raise _failure(error) from None
+
+
+def _session(model: bytes | str, folder: Path | None = None, exact: bool = True) -> Any:
     """A session that computes what the model says and nothing else, so that models are compared and not what ONNX
     Runtime makes of each: no graph optimisation; no packing of weights in advance, which sums in another order when a
     weight is an initializer than when it is computed; one thread, since operators that quantise dynamically do so for
@@ -122,11 +143,14 @@ def _session(model: bytes | str) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
     options.log_severity_level = 4
-    options.add_session_config_entry("session.disable_prepacking", "1")
+    if exact:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.intra_op_num_threads = 1
+        options.inter_op_num_threads = 1
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    if folder is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder.resolve()))
     try:
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,12 @@ class Runner:
         self.path = path
         model = load(path)
         graph = Graph.of(model)
-        nodes = sum(1 for scope in graph.scopes() for _ in scope.nodes())
-        if nodes > NODES:
-            raise BackendError(f"{nodes} nodes are too many for the reference evaluator (up to {NODES})")
+        nodes = [node for scope in graph.scopes() for node in scope.nodes()]
+        if len(nodes) > NODES:
+            raise BackendError(f"{len(nodes)} nodes are too many for the reference evaluator (up to {NODES})")
+        for node in nodes:
+            if node.domain and not node.domain.startswith("ai.onnx") and (node.domain, node.op) not in graph.functions:
+                raise BackendError(f"the reference evaluator has no {node.domain}::{node.op} either")
         self.inputs = [_tensor(v) for v in model.proto.graph.input if graph.is_input(v.name)]
         self.outputs = [_tensor(v) for v in model.proto.graph.output]
 
@@ -64,6 +68,22 @@ class Runner:
                 raise BackendError(last[-1][:300] if last else f"exit status {done.returncode}")
             with np.load(made) as arrays:
                 return {t.name: arrays[f"arr_{i}"] for i, t in enumerate(self.outputs)}
+
+
+class Session:
+    """A small model in memory, without external data. As `onnxfix.backends.ort.Session`."""
+
+    def __init__(self, model: bytes) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="onnxfix-")
+        path = Path(self._folder.name, "model.onnx")
+        path.write_bytes(model)
+        self._runner = Runner(path)
+        self.inputs = self._runner.inputs
+
+    def run(self, feeds: Mapping[str, Any], outputs: Sequence[str]) -> dict[str, Any]:
+        """The named outputs. Raises BackendError with the evaluator's reason."""
+        made = self._runner.run(dict(feeds)) if outputs else {}
+        return {name: made[name] for name in outputs}
 
 
 def _tensor(value: onnx.ValueInfoProto) -> Tensor:

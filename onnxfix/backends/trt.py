@@ -126,7 +126,7 @@ class TensorRT:
         self._wanted = flavour or os.environ.get(FLAVOUR_VARIABLE) or ""
         if self._wanted not in ("", *FLAVOURS):
             raise RequestError(f"no such TensorRT flavour: {self._wanted}; use {' or '.join(FLAVOURS)}")
-        self.memory_mib = memory_mib or _memory_limit()
+        self.memory_mib = memory_mib or memory_limit()
         self._child: Child | None = None
         self._about: About | None = None
         self._lock = threading.Lock()
@@ -225,14 +225,17 @@ class TensorRT:
 
 
 class Child:
-    """A running worker and its pipes."""
+    """A running worker and its pipes. `module` is what it runs, `who` what its death is told of."""
 
-    def __init__(self, flavour: str, memory_mib: int) -> None:
+    def __init__(
+        self, flavour: str, memory_mib: int, module: str = "onnxfix.backends.worker", who: str = "TensorRT"
+    ) -> None:
         self.memory_mib = memory_mib
+        self.who = who
         self.folder = Path(tempfile.mkdtemp(prefix="onnxfix-"))
         with (self.folder / "log").open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "onnxfix.backends.worker", flavour, str(self.folder)],
+                [sys.executable, "-m", module, flavour, str(self.folder)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -287,7 +290,7 @@ class Child:
     def _died(self, what: str) -> None:
         self.process.kill()
         self.process.wait()
-        raise DiedError(f"TensorRT {what}{self._place()}{self._log()}")
+        raise DiedError(f"{self.who} {what}{self._place()}{self._log()}")
 
     def _place(self) -> str:
         with contextlib.suppress(OSError):
@@ -314,7 +317,7 @@ class Child:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _memory_limit() -> int:
+def memory_limit() -> int:
     """MiB the child may hold: ONNXFIX_TRT_MEMORY_MIB, else three quarters of the machine's memory."""
     if given := os.environ.get(MEMORY_VARIABLE):
         if not given.isdecimal() or not int(given):

@@ -51,6 +51,7 @@ class Session:
         self.polygraphy = polygraphy.__version__
         self.messages: list[tuple[str, str]] = []  # (severity, text)
         self.send = send
+        self.plugins = [p for p in os.environ.get("ONNXFIX_TRT_PLUGINS", "").split(os.pathsep) if p]
         self._node = (folder / "node").open("wb", buffering=0)
         session = self
 
@@ -147,6 +148,7 @@ class Session:
         """How far the plan gets: file, runtime, header, engine, context; with the reason it went no further."""
         from polygraphy.backend.trt import engine_from_bytes, get_trt_logger
 
+        self._load_plugins()
         data = Path(plan).read_bytes()
         runtime = self.trt.Runtime(get_trt_logger())
         if not data:
@@ -190,6 +192,7 @@ class Session:
         """The model on Polygraphy's network and logger. Its own loader raises without the parser's details."""
         from polygraphy.backend.trt import create_network, get_trt_logger
 
+        self._load_plugins()
         builder, network = create_network()
         self.trt.init_libnvinfer_plugins(get_trt_logger(), "")
         parser = self.trt.OnnxParser(network, get_trt_logger())
@@ -200,6 +203,17 @@ class Session:
         if not accepted and not refusals:
             refusals = [{"code": "", "desc": self._last_words(), "node": -1}]
         return (builder, network, parser), refusals
+
+    def _load_plugins(self) -> None:
+        """Load the libraries of the user's plugins, once. Raises RuntimeError for one that can't be."""
+        from polygraphy.backend.trt import LoadPlugins
+
+        for library in self.plugins:
+            try:
+                LoadPlugins(plugins=[library])()
+            except Exception as error:  # whatever the library does while it is loaded
+                raise RuntimeError(f"the library of plugins cannot be loaded: {error}") from None
+        self.plugins = []
 
     def _refusal(self, error: Any) -> dict[str, Any]:
         def read(name: str, default: Any) -> Any:
@@ -323,8 +337,11 @@ def write_whole(path: Path, data: memoryview) -> None:
         draft.unlink(missing_ok=True)
 
 
-def serve(flavour: str, folder: Path, requests: TextIO, answers: TextIO) -> None:
-    """Answer until end of input."""
+Make = Callable[[str, Path, Callable[[dict[str, Any]], None]], Any]  # (flavour, folder, send) -> session
+
+
+def serve(make: Make, flavour: str, folder: Path, requests: TextIO, answers: TextIO) -> None:
+    """Answer until end of input, by the methods of the session that `make` returns at the first request."""
     lock = threading.Lock()
     pending: queue.Queue[str] = queue.Queue()
 
@@ -341,12 +358,12 @@ def serve(flavour: str, folder: Path, requests: TextIO, answers: TextIO) -> None
         os._exit(0)
 
     threading.Thread(target=read, daemon=True).start()
-    session: Session | None = None
+    session: Any = None
     while True:
         request = json.loads(pending.get())
         try:
             if session is None:
-                session = Session(flavour, folder, send)
+                session = make(flavour, folder, send)
             session.messages.clear()
             do = getattr(session, request.pop("do"))
             send({"result": do(**request)})
@@ -355,14 +372,14 @@ def serve(flavour: str, folder: Path, requests: TextIO, answers: TextIO) -> None
             send({"error": str(error), "kind": type(error).__name__, "messages": messages})
 
 
-def main() -> None:
+def main(make: Make = Session) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
     requests = os.fdopen(os.dup(0), encoding="utf-8")
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     # TensorRT and its libraries print as they like: their output goes to the log, never between the answers.
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
-    serve(sys.argv[1], Path(sys.argv[2]), requests, answers)
+    serve(make, sys.argv[1], Path(sys.argv[2]), requests, answers)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ Mod rounds down, so it sees two's complement.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,7 +111,7 @@ def inverted(edit: Edit, x: str, own: int) -> str:
 
 
 def shifted(edit: Edit, x: str, by: str, own: int, direction: str) -> str:
-    """BitShift of values of dtype `own` by counts of the same dtype; any count outside its bits leaves the sign only."""
+    """BitShift of values of dtype `own` by counts of the same dtype; counts outside its bits leave the sign only."""
     kind, width = int(TensorProto.INT64), WIDTHS[own]
     value, count = (dtypes.as_dtype(edit, name, kind) for name in (x, by))
     powers = array([1 << min(k, 62) for k in range(64)], kind)
@@ -225,22 +226,16 @@ LAYOUTS: Mapping[int, Layout] = {
 
 
 def encoded(edit: Edit, x: str, layout: Layout) -> str:
-    """The bits of FLOAT numbers that a format holds exactly, as INT32: two's complement of its width.
+    """The bits of FLOAT numbers that a format holds exactly, as INT32 in two's complement of its width.
 
     NaN comes out as the quiet one without a sign.
     """
     kind = TensorProto.INT32
     fields = np.arange(layout.largest + 1)
     size = edit.add("Abs", [x])
-    # The exponent field is the largest whose power of two does not exceed the number: a search by halving.
-    starts = np.ldexp(np.float32(1), fields - layout.bias).astype(np.float32)
-    starts[0], starts[-1] = 0, np.inf
-    table = edit.const(starts, "starts")
-    field = str(edit.add("Mul", [edit.add("Cast", [edit.add("IsNaN", [x])], to=kind), array(0, kind)]))
-    for bit in reversed(range(layout.exponent)):
-        higher = edit.add("Add", [field, array(1 << bit, kind)])
-        below = edit.add("Less", [size, edit.add("Gather", [table, higher], axis=0)])
-        field = str(edit.add("Where", [below, field, higher]))
+    powers = np.ldexp(np.float32(1), fields[1:-1] - layout.bias)
+    # The exponent field is the largest whose power of two does not exceed the number.
+    field = step_of(edit, size, [0, *powers, np.inf])
     first, second = _scales(layout.fraction - (np.maximum(fields, 1) - layout.bias))
     scaled = edit.add("Mul", [size, edit.add("Gather", [first, field], axis=0)])
     scaled = edit.add("Mul", [scaled, edit.add("Gather", [second, field], axis=0)])
@@ -251,12 +246,27 @@ def encoded(edit: Edit, x: str, layout: Layout) -> str:
     above[-1] = layout.largest << layout.fraction
     bits = edit.add("Add", [edit.add("Gather", [array(above, kind), field], axis=0), fraction])
     sign = array(-(1 << (layout.exponent + layout.fraction)), kind)
-    bits = edit.add("Where", [_minus(edit, x), edit.add("Add", [bits, sign]), bits])
+    bits = edit.add("Where", [minus(edit, x), edit.add("Add", [bits, sign]), bits])
     quiet = array((layout.largest << layout.fraction) + (1 << (layout.fraction - 1)), kind)
     return str(edit.add("Where", [edit.add("IsNaN", [x]), quiet, bits]))
 
 
-def _minus(edit: Edit, x: str) -> str:
+def step_of(edit: Edit, x: str, steps: Sequence[float]) -> str:
+    """INT32 index of the last of the rising steps, 2**n of them, that FLOAT numbers reach; the last one for NaN.
+
+    The first is taken as reached. A search by halving: n rounds of Gather and Less.
+    """
+    table = edit.const(np.asarray(steps, np.float32), "steps")
+    index = ""
+    for bit in reversed(range(len(steps).bit_length() - 1)):
+        step = array(1 << bit, TensorProto.INT32)
+        higher = edit.add("Add", [index, step]) if index else edit.const(step, "step")
+        below = edit.add("Less", [x, edit.add("Gather", [table, higher], axis=0)])
+        index = str(edit.add("Where", [below, index or array(0, TensorProto.INT32), higher]))
+    return index
+
+
+def minus(edit: Edit, x: str) -> str:
     """Whether FLOAT numbers have the sign, which of the zeros only their reciprocals show."""
     zero = edit.add("Equal", [x, np.asarray(0, np.float32)])
     shown = edit.add("Where", [zero, edit.add("Div", [edit.const(np.asarray(1, np.float32), "one"), x]), x])
@@ -281,11 +291,55 @@ def decoded(edit: Edit, bits: str, layout: Layout) -> str:
     none = edit.add("Equal", [fraction, array(0, kind)])
     special = edit.add("Where", [none, np.asarray(np.inf, np.float32), np.asarray(np.nan, np.float32)])
     size = edit.add("Where", [edit.add("Less", [field, array(layout.largest, kind)]), size, special])
-    one = edit.add("Where", [below, np.asarray(-1, np.float32), np.asarray(1, np.float32)])
-    return str(edit.add("Mul", [size, one]))
+    return str(edit.add("Mul", [size, _sign(edit, below)]))
+
+
+def _sign(edit: Edit, below: str) -> str:
+    return str(edit.add("Where", [below, np.asarray(-1, np.float32), np.asarray(1, np.float32)]))
 
 
 def _scales(exponents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Powers of two as products of two: one alone may be beyond FLOAT's normal numbers."""
     half = exponents // 2
     return tuple(np.ldexp(np.float32(1), e).astype(np.float32) for e in (half, exponents - half))  # type: ignore[return-value]
+
+
+# ---- rounding to formats of eight bits ----
+
+
+@dataclass(frozen=True)
+class Float8:
+    """What a format holds: `fraction` bits behind the leading one, normal exponents from `least`, up to `top`."""
+
+    fraction: int
+    least: int
+    top: float
+    beyond: float  # what a number above `top` becomes where it is not saturated
+    negative_zero: bool = True
+
+
+FLOATS8: Mapping[int, Float8] = {
+    TensorProto.FLOAT8E4M3FN: Float8(3, -6, 448.0, math.nan),
+    TensorProto.FLOAT8E4M3FNUZ: Float8(3, -7, 240.0, math.nan, negative_zero=False),
+    TensorProto.FLOAT8E5M2: Float8(2, -14, 57344.0, math.inf),
+    TensorProto.FLOAT8E5M2FNUZ: Float8(2, -15, 57344.0, math.nan, negative_zero=False),
+}
+
+
+def rounded(edit: Edit, x: str, to: Float8, saturate: bool) -> str:
+    """FLOAT numbers rounded to those a format holds, ties to even; they stay FLOAT."""
+    exponents = np.arange(to.least, math.frexp(to.top)[1])
+    count = 1 << (len(exponents) - 1).bit_length()
+    steps = [0, *np.ldexp(1.0, exponents[1:]), *[math.inf] * (count - len(exponents))]
+    units = np.ldexp(np.float32(1), np.resize(exponents, count) - to.fraction).astype(np.float32)
+    units[len(exponents) :] = units[len(exponents) - 1]
+    size = str(edit.add("Abs", [x]))
+    index = step_of(edit, size, steps)
+    unit = edit.add("Gather", [units, index], axis=0)
+    size = edit.add("Mul", [edit.add("Round", [edit.add("Div", [size, unit])]), unit])
+    top, beyond = (np.asarray(v, np.float32) for v in (to.top, to.top if saturate else to.beyond))
+    size = edit.add("Where", [edit.add("Less", [edit.const(top, "top"), size]), beyond, size])
+    below = minus(edit, x) if to.negative_zero else edit.add("Less", [x, np.asarray(0, np.float32)])
+    # Not a choice between -size and size: ONNX Runtime's Where makes one zero of the two.
+    found = str(edit.add("Mul", [size, _sign(edit, below)]))
+    return found if to.negative_zero else str(edit.add("Add", [found, np.asarray(0, np.float32)]))

@@ -45,17 +45,47 @@ def activate(edit: Edit, x: str, name: str, parameters: list[float]) -> str:
     if name == "Clip":
         low, high = (np.asarray(p, np.float32) for p in parameters)
         return emit.clip(edit, x, low, high)
+    if name == "HardSwish" and edit.graph.opset() < 14:  # x * clip(x / 6 + 1 / 2, 0, 1)
+        return str(edit.add("Mul", [x, edit.add("HardSigmoid", [x], alpha=1 / 6, beta=0.5)]))
     attributes: dict[str, Any] = dict(zip(_ACTIVATIONS[name], parameters, strict=False))
     return str(edit.add(name, [x], **attributes))
 
 
+_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
+# Operators whose float inputs and output have one dtype, by whatever domain.
+_ONE_DTYPE = frozenset((
+    "Add", "BatchNormalization", "Concat", "Conv", "ConvTranspose", "Div", "FusedConv", "FusedGemm", "FusedMatMul",
+    "Gelu", "Gemm", "LayerNormalization", "MatMul", "MaxPool", "Mul", "QuickGelu", "Relu", "Reshape", "Sigmoid", "Sub",
+    "Transpose",
+))  # fmt: skip
+
+
 def dtype_of(node: Node) -> int:
-    """The float dtype a node computes in, from whatever input tells. Raises Skip when none does."""
+    """The float dtype a node computes in, from whatever input tells, or what made it. Raises Skip when nothing does.
+
+    Shape inference stops at ONNX Runtime's operators, so behind a chain of them weights tell more than types.
+    """
     for name in node.inputs:
-        dtype = node.graph.dtype(name) if name else 0
-        if dtype in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16):
+        dtype = _float_dtype(node, name) if name else 0
+        if dtype:
             return dtype
     raise Skip(f"the dtype of '{node.input(0)}' is not known")
+
+
+def _float_dtype(node: Node, name: str) -> int:
+    """The dtype of a float value, 0 when it isn't one or that can't be told. Follows first inputs upwards."""
+    graph = node.graph
+    for _ in range(16):
+        if dtype := graph.dtype(name):
+            return dtype if dtype in _FLOATS else 0
+        maker = graph.producer(name)
+        if maker is None or maker.op not in _ONE_DTYPE:
+            return 0
+        found = next((d for i in maker.inputs if i and (d := graph.dtype(i)) in _FLOATS), 0)
+        if found:
+            return found
+        name = maker.input(0)
+    return 0
 
 
 def number(value: float, dtype: int) -> np.ndarray:

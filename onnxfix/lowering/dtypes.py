@@ -30,12 +30,17 @@ FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, 
 
 _INTEGERS = ("INT8", "UINT8", "INT16", "UINT16", "INT32", "UINT32", "INT64", "UINT64")
 
+_SHORT: dict[str, Range] = {"INT4": (-8, 7), "UINT4": (0, 15), "INT2": (-2, 1), "UINT2": (0, 3)}
+
 _BOUNDS: dict[int, Range] = {
     **{TensorProto.DataType.Value(n): (int(np.iinfo(n.lower()).min), int(np.iinfo(n.lower()).max)) for n in _INTEGERS},
     TensorProto.BOOL: (0, 1),
-    TensorProto.INT4: (-8, 7),
-    TensorProto.UINT4: (0, 15),
+    # Older releases of ONNX have no integers of two bits.
+    **{v: _SHORT[n] for n, v in TensorProto.DataType.items() if n in _SHORT},
 }
+
+# Integers that TensorRT takes nowhere, or at the border, or for quantised values alone.
+SMALL = frozenset(_BOUNDS) - {TensorProto.BOOL, TensorProto.INT4, TensorProto.INT32, TensorProto.INT64}
 
 # Significant bits: whole numbers up to this power of two are held without gaps.
 _SIGNIFICANT: dict[int, int] = {
@@ -104,6 +109,8 @@ def _const_range(graph: Graph, name: str) -> Range | None:
     if tensor is not None and math.prod(tensor.dims) > _READ:
         return _BOUNDS.get(tensor.data_type)
     array = graph.const(name)
+    if array is not None and array.dtype.kind == "V":
+        return _BOUNDS.get(graph.dtype(name))  # integers of four bits or two
     if array is None or array.dtype.kind not in "iufb" or array.size == 0:
         return None
     if array.dtype.kind == "f" and not np.array_equal(array, np.rint(array)):
@@ -302,7 +309,7 @@ def as_float(edit: Edit, name: str) -> str:
 def uncast(graph: Graph, name: str, to: int = 0) -> str:
     """The value that `name` is a Cast of, as far as the casts change no number; `name` itself when it is none.
 
-    With `to`, the dtype it will be read in: from INT64 to UINT64 and back to INT64 changes nothing either.
+    `to` is the dtype it will be read in: where that is INT64, going there by way of UINT64 changes nothing either.
     """
     for _ in range(_DEPTH):
         node = graph.producer(name)
@@ -310,8 +317,8 @@ def uncast(graph: Graph, name: str, to: int = 0) -> str:
             return name
         source = node.input(0)
         before, after = graph.dtype(source), node.attr("to")
-        there_and_back = to == before == TensorProto.INT64 and after == TensorProto.UINT64
-        if not there_and_back and not unchanged(graph, source, before, after):
+        by_way = to == TensorProto.INT64 and after == TensorProto.UINT64 and before in _BOUNDS
+        if not by_way and not unchanged(graph, source, before, after):
             return name
         name = source
     return name
@@ -356,6 +363,7 @@ _KEEPS = MOVES | {
 # Layers that TensorRT runs on floating point alone.
 _FLOAT_LAYERS = frozenset({"GlobalMaxPool", "MatMul", "MaxPool", "Resize", "Upsample"})
 _COUNTS = frozenset({"Abs", "Add", "Div", "MatMul", "Mod", "Mul", "Neg", "ReduceSum", "Sub"})
+RECAST = _KEEPS | _COUNTS  # what `recast` may have an answer for
 # Whose results, wrapped around in wider integers, still wrap to what they should be.
 _RING = frozenset({"Add", "Mul", "Neg", "ReduceSum", "Sub"})
 
@@ -378,7 +386,7 @@ def recast(node: Node, dtypes: frozenset[int], ctx: Context) -> Recast | None:
     shown to give the same numbers.
     """
     group = _typed_alike(node, dtypes)
-    if group is None or node.op not in _KEEPS | _COUNTS or not _plain(node):
+    if group is None or node.op not in RECAST or not _plain(node):
         return None
     inputs, outputs, own = group
     ranges = [whole_range(node.graph, node.input(i)) for i in inputs]
@@ -407,9 +415,7 @@ def alike(node: Node, dtypes: frozenset[int], other: int) -> Recast | None:
     return None if group is None else Recast(*group, other)
 
 
-def run_in(
-    node: Node, how: Recast, edit: Edit, turn: Callable[[Edit, str], str] | None = None
-) -> list[str]:
+def run_in(node: Node, how: Recast, edit: Edit, turn: Callable[[Edit, str], str] | None = None) -> list[str]:
     """The node again, in the other dtype, between casts. Returns its outputs in the dtypes they had.
 
     `turn` is done to the data that goes in and, being its own inverse, to what comes out.

@@ -25,9 +25,8 @@ def flat_places(indices: np.ndarray, shape: tuple[int, ...], axis: int | None) -
     """
     depth = len(shape) if axis is not None else indices.shape[-1]
     if axis is not None:
-        grid = list(np.indices(indices.shape))
-        grid[axis] = indices
-        columns = [column.reshape(-1) for column in grid]
+        grid = np.indices(indices.shape)
+        columns = [(indices if i == axis else grid[i]).reshape(-1) for i in range(depth)]
     else:
         columns = list(indices.reshape(-1, depth).T)
     sizes = shape[:depth]

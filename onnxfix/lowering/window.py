@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from dataclasses import dataclass
@@ -112,6 +113,30 @@ def rounds_down(node: Node, window: Window, begins: tuple[int, ...] = (), ends: 
     return all((t + x) % s == 0 for t, x, s in zip(total, extra, window.strides, strict=True))
 
 
+def ceiled(node: Node, window: Window) -> Window:
+    """The window with end pads as large as ceil_mode makes them, so that rounding down gives the same windows.
+
+    Raises Skip where the sizes that this takes are not known.
+    """
+    if rounds_down(node, window):
+        return window
+    sizes = spatial(node, node.input(0))
+    if sizes is None or node.attr("auto_pad") not in (None, "NOTSET"):
+        raise Skip("ceil_mode adds a last window here; export with ceil_mode=False or freeze the sizes")
+    ends, counts = [], []
+    for size, s, b, e, span in zip(sizes, window.strides, window.begins, window.ends, window.spans, strict=True):
+        count = -(-(size + b + e - span) // s) + 1
+        if (count - 1) * s >= size + b:  # a window that would lie in the end pad altogether is left out
+            count -= 1
+        counts.append(count)
+        ends.append(max(e, (count - 1) * s + span - size - b))
+    declared = spatial(node, node.output(0))
+    if declared is not None and list(declared) != counts:
+        # Before opset 22 ONNX's shape inference counts the window in the end pad, and runtimes don't.
+        raise Skip(f"ceil_mode: its output is declared {list(declared)} and computed {counts}; turn it off")
+    return dataclasses.replace(window, ends=tuple(ends))
+
+
 def accepted(node: Node, attributes: dict[str, Any], ctx: Context) -> bool:
     """Whether the target would take the node with these attributes changed (None removes one)."""
     proto = NodeProto()
@@ -147,15 +172,16 @@ def weighted(edit: Edit, x: str, window: Window, count: int, dtype: np.dtype[Any
     )
 
 
-def counts(window: Window, sizes: list[int]) -> np.ndarray:
-    """How many elements of each window lie on data, padding not counted; the shape of the spatial output."""
+def counts(window: Window, sizes: list[int], counted: Window | None = None) -> np.ndarray:
+    """How many elements of each window lie on data, or on the pads of `counted`; the shape of the spatial output."""
     per_axis = []
-    for k, s, d, b, e, size in zip(
-        window.kernel, window.strides, window.dilations, window.begins, window.ends, sizes, strict=True
-    ):
-        starts = np.arange(0, size + b + e - (k - 1) * d, s)[:, None] - b
+    nothing = (0,) * len(sizes)
+    before, after = (counted.begins, counted.ends) if counted else (nothing, nothing)
+    for i, (k, s, d, size) in enumerate(zip(window.kernel, window.strides, window.dilations, sizes, strict=True)):
+        begin, end = window.begins[i], window.ends[i]
+        starts = np.arange(0, size + begin + end - (k - 1) * d, s)[:, None] - begin
         taps = starts + np.arange(k) * d
-        per_axis.append(((taps >= 0) & (taps < size)).sum(axis=1))
+        per_axis.append(((taps >= -before[i]) & (taps < size + after[i])).sum(axis=1))
     return np.asarray(math.prod(np.ix_(*per_axis), start=np.int64(1)))
 
 

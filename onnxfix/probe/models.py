@@ -69,7 +69,8 @@ _FIXED = frozenset({
     "kernel_shape", "axes", "perm", "shape", "sizes", "group", "split", "hidden_size", "blocksize", "num_heads",
     "q_num_heads", "kv_num_heads", "rotary_embedding_dim", "num_groups", "size", "then_branch", "else_branch",
     "body", "num_scan_inputs", "equation", "value", "batch_axis", "time_axis", "batch_dims", "direction",
-    "block_size", "num_outputs", "output_shape", "height_scale", "width_scale", "scales", "k", "output_size", "spatial_scale",
+    "block_size", "num_outputs", "output_shape", "height_scale", "width_scale", "scales", "k", "output_size",
+    "spatial_scale",
 })  # fmt: skip
 
 # Where there is no node test of one node, or only one that needs much at once: opset -> graph.

@@ -14,6 +14,8 @@ STAGES = {
     "structure": "checking the structure",
     "parse": "asking TensorRT's parser",
     "parity": "comparing the numbers",
+    "bisect": "comparing inner values",
+    "reduce": "trying smaller models",
     "build": "building the engine",
     "readback": "reading the engine back",
 }

@@ -41,7 +41,6 @@ def dumps(report: GateReport, rules: Mapping[str, Rule]) -> str:
             "driver": {
                 "name": "onnxfix",
                 "semanticVersion": report.onnxfix,
-                "informationUri": "https://pypi.org/project/onnxfix/",
                 "rules": [_rule(identity, examples[identity], rules) for identity in ids],
             }
         },
