@@ -65,8 +65,10 @@ def digest(ruleset: RuleSet) -> str:
 
 
 def embed(model: Model, record: Record, name: str) -> None:
-    """Write the record into the model's metadata, with the input's file name and hash. Versions of packages stay out of it:
-    they may differ without a difference in the bytes."""
+    """Write the record into the model's metadata, with the input's file name and hash.
+
+    Versions of packages stay out of it: they may differ without a difference in the bytes.
+    """
     value = {
         "input": name,
         "sha256": model.sha256,
