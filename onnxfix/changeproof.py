@@ -604,11 +604,12 @@ class _Proving:
         for chosen in tries:
             if feeds.too_large(fed, chosen):
                 continue
-            ways = []
-            for draw in feeds.draws(fed, chosen):
+            ways: list[feeds.Draw] = []
+            draws = list(feeds.draws(fed, chosen))
+            for draw in draws:
                 try:
                     # Where there is but one thing to try, the run itself will tell.
-                    if len(tries) > 1 or len(seeds) > 1:
+                    if not len(tries) == len(draws) == len(seeds) == 1:
                         session.run({**feeds.seeded(fed, draw, SEEDS[0]), **frozen}, computed)
                     ways.append(draw)
                 except BackendError as error:

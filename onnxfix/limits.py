@@ -464,10 +464,23 @@ def _scan_outputs(data: dict[str, Any]) -> Check:
     return lambda node, facts: _said((len(node.proto.output) > len(node.proto.input) - 2) == wanted, "")
 
 
+def _body_reads(data: dict[str, Any]) -> Check:
+    """Loop: whether the body reads its input at this index (0 the number of the iteration, 1 the condition)."""
+    index: int = data["body_reads"]
+
+    def check(node: Node, facts: Facts) -> Answer:
+        body = node.bodies.get("body")
+        names = list(body.input_names) if body is not None else []
+        return _said(body is not None and index < len(names) and not body.unused(names[index]), "")
+
+    return check
+
+
 _SPECIAL: dict[str, Callable[[dict[str, Any]], Check]] = {
     "split": _split,
     "scaled_dims": _scaled_dims,
     "padded_dims": _padded_dims,
     "last_axis_like": _broadcast,
     "scan_outputs": _scan_outputs,
+    "body_reads": _body_reads,
 }

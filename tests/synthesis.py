@@ -133,6 +133,15 @@ def _apply(draft: Draft, predicate: dict[str, Any], fits: bool) -> None:
         which, other, axis = predicate[subject]
         draft.inputs[other] = Value(dims=[2, 3, 6, 8])
         draft.inputs[which] = Value(dims=[4, [2, 3, 6, 8][axis] if fits else 5])
+    elif subject == "body_reads":
+        names = ("number", "condition", "value")
+        dtypes = (TensorProto.INT64, TensorProto.BOOL, FLOAT)
+        read = [helper.make_node("Identity", [names[predicate[subject]]], ["read"])]
+        values = [helper.make_tensor_value_info(n, d, None) for n, d in zip(names, dtypes, strict=True)]
+        draft.attributes["body"] = helper.make_graph(read, "body", values, [])
+        for index, dtype in enumerate(dtypes):
+            if index != predicate[subject]:  # whether that one is fed is what the limit is about
+                draft.inputs.setdefault(index, Value(dtype, []))
     elif subject == "scan_outputs":
         for index in (1, 2):
             draft.input(index)

@@ -262,6 +262,11 @@ PREDICATES: list[tuple[dict[str, Any], str, str]] = [
         "(float[2,3,4] x, float[2,4] m) => (y) { y = Add(x, m) }",
     ),
     (
+        {"body_reads": 1},
+        "(int64 m, bool c, float[2] x) => (y) { y = Loop(m, c, x) <body = b (int64 i, bool p, float[2] v) => (bool q, float[2] w) { q = Identity(p) w = Add(v, v) }> }",
+        "(int64 m, bool c, float[2] x) => (y) { y = Loop(m, c, x) <body = b (int64 i, bool p, float[2] v) => (bool q, float[2] w) { q = Constant<value = bool {1}>() w = Add(v, v) }> }",
+    ),
+    (
         {"scan_outputs": True},
         "(int64 m, bool c, float[2] x) => (y, z) { y, z = Loop(m, c, x) <body = b (int64 i, bool p, float[2] v) => (bool q, float[2] w, float[2] s) { q = Identity(p) w = Add(v, v) s = Identity(v) }> }",
         "(int64 m, bool c, float[2] x) => (y) { y = Loop(m, c, x) <body = b (int64 i, bool p, float[2] v) => (bool q, float[2] w) { q = Identity(p) w = Add(v, v) }> }",
