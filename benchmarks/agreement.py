@@ -7,8 +7,8 @@
 Prints the confusion table, the models on which they differ, and whether the bars are met: agreement at least 99 %,
 called taken but refused at most 0.3 %, undecided at most 2 %. Exit status 1 when one is not.
 
-Undecided counts as no agreement. A model in which the matrix only expects a failing build is taken here: the parser
-takes it.
+Undecided counts as no agreement. A model in which the matrix only expects a failing build, or leaves that open, is
+taken here: the parser takes it, and only a build can tell.
 """
 
 from __future__ import annotations

@@ -3,6 +3,11 @@
 Prints, and exits 1 when a bar is missed:
 - `apply` per node, from 10,000 to 80,000 nodes (bar: grows by less than 1.5x);
 - `inspect` of 20,000 nodes against `onnx.load` plus one walk over the nodes (bar: at most 3x);
+- judging 20,000 nodes against loading them, for two networks and two targets (bar: less). Loading is what every command
+  begins with: `model.load` (read, parse, hash, check names) and the index over the nodes. Judging is
+  `matrix.judge_model`, all verdicts with their texts, of types that are inferred already: ONNX infers them, once for
+  all that asks. The ratio with that inference on the side of judging is printed beside it, and so is loading against
+  `onnx.load` alone, which parses and no more;
 - start-up of `onnxfix --help` against `python -c pass` (bar: at most 0.2 s more);
 - memory and time for a model with 1 GiB of external data (bars: inspect 150 MiB, 1 s beyond start-up; apply 300 MiB).
 """
@@ -66,6 +71,34 @@ def network(nodes: int) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)], ir_version=8)
 
 
+def encoder(nodes: int) -> onnx.ModelProto:
+    """MatMul, Add, Reshape, Transpose, Softmax, Transpose, Reshape, Erf in turn: attention without its products."""
+    sizes = {"split": [1, 8, 4, 4], "merge": [1, 8, 16]}
+    weights = [numpy_helper.from_array(np.array(size), name) for name, size in sizes.items()]
+    made, last = [], "x"
+    for i in range(nodes):
+        kind, inputs, settings = i % 8, [last], {}
+        if kind < 2:
+            shape = [16, 16] if kind == 0 else [16]
+            weights.append(numpy_helper.from_array(np.ones(shape, np.float32), f"w{i}"))
+            inputs.append(f"w{i}")
+        elif kind in (2, 6):
+            inputs.append("split" if kind == 2 else "merge")
+        elif kind in (3, 5):
+            settings["perm"] = [0, 2, 1, 3]
+        op = ("MatMul", "Add", "Reshape", "Transpose", "Softmax", "Transpose", "Reshape", "Erf")[kind]
+        last = f"v{i}"
+        made.append(helper.make_node(op, inputs, [last], name=f"n{i}", **settings))
+    graph = helper.make_graph(
+        made,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 8, 16])],
+        [helper.make_tensor_value_info(last, TensorProto.FLOAT, None)],
+        weights,
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
 def best(action, repeats: int) -> float:
     """The best of several runs in seconds: the machine's noise only ever adds."""
     times = []
@@ -113,6 +146,38 @@ def inspecting(repeats: int, folder: Path) -> None:
     ]
     ratio = statistics.median(b / a for a, b in rounds)
     row("inspect of 20k nodes / (onnx.load + walk)", f"{ratio:.2f}x", "<= 3x", ratio <= 3)
+
+
+def judging(repeats: int, folder: Path) -> None:
+    def seconds(action) -> tuple[float, object]:
+        gc.collect()
+        start = time.process_time()  # work, not waiting: the steps of one round are compared with each other
+        result = action()
+        return time.process_time() - start, result
+
+    def once(path: Path, target: matrix.Target) -> tuple[float, float, float, float]:
+        parse, _ = seconds(lambda: onnx.load(path))
+        load, graph = seconds(lambda: shapes.index(model.load(path)))
+        types, _ = seconds(lambda: graph.type_of("x"))
+        judge, _ = seconds(lambda: list(matrix.judge_model(graph, target)))
+        return parse, load, types, judge
+
+    for make in (network, encoder):
+        path = folder / f"{make.__name__}.onnx"
+        onnx.save(make(20_000), path)
+        for name in ("trt-8.2", "rtx-1.7"):
+            target = matrix.target(name)
+            list(matrix.judge_model(shapes.index(model.Model(make(100))), target))  # its matrix is read once
+            rounds = [once(path, target) for _ in range(repeats)]
+            ratio = statistics.median(judge / load for _, load, _, judge in rounds)
+            whole = statistics.median((types + judge) / load for _, load, types, judge in rounds)
+            parse = statistics.median(load / parse for parse, load, _, _ in rounds)
+            row(
+                f"judging 20k nodes / loading them: {make.__name__}, {name}",
+                f"{ratio:.2f}x; with type inference {whole:.2f}x; loading is {parse:.1f}x onnx.load",
+                "< 1x",
+                ratio < 1,
+            )
 
 
 def start_up(repeats: int) -> None:
@@ -167,6 +232,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         growth(repeats)
         inspecting(max(repeats, 3), Path(folder))
+        judging(max(repeats, 5), Path(folder))
         start_up(max(repeats, 5))
         external(Path(folder))
     Console().print(f"onnxfix {onnxfix.__version__}, onnx {onnx.__version__}, Python {sys.version.split()[0]}", TABLE)

@@ -26,7 +26,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from fixtures import questions  # noqa: E402
-from onnxfix import build, inspection, matrix, prove, shapes, verdict  # noqa: E402
+from onnxfix import inspection, matrix, prove, shapes, verdict  # noqa: E402
+from onnxfix.backends.trt import BuildOptions  # noqa: E402
 from onnxfix.model import load  # noqa: E402
 from onnxfix.report import Status  # noqa: E402
 
@@ -51,7 +52,7 @@ def truth(path: Path) -> tuple[str, str]:
     if parsed.status is Status.FAILED:
         return REFUSES, parsed.detail
     with tempfile.TemporaryDirectory() as folder:
-        built = prove.build(path, Path(folder, "plan"), build.BuildOptions())
+        built = prove.build(path, Path(folder, "plan"), BuildOptions())
     return (TAKES, "") if built.status is Status.PASSED else (NO_BUILD, built.detail)
 
 

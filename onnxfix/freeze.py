@@ -17,6 +17,7 @@ from onnxfix.errors import RequestError
 from onnxfix.graph import Graph, Node
 from onnxfix.model import Model
 from onnxfix.report import Change, Finding, Safety, Skipped, Where
+from onnxfix.shapes import index
 
 Values = Mapping[str, Any]  # input name -> number, list or array
 Shapes = Mapping[str, Sequence[int | None]]  # input name -> sizes, None for an axis that stays as it is
@@ -145,9 +146,24 @@ def _set_shapes(model: Model, shapes: Shapes) -> Iterator[tuple[str, str]]:
             dim.dim_value = size
         yield f"input '{name}': {before} -> {_dims(info)}", name
     symbols.pop("", None)
+    outputs = ((o, o.type.tensor_type.shape.dim) for o in model.proto.graph.output)
+    changed = [(o.name, i, dim) for o, dims in outputs for i, dim in enumerate(dims) if dim.dim_param in symbols]
     if symbols:
         for info in _declared(model.proto.graph):
             _substitute(info, symbols)
+        _correct(model, changed)
+
+
+def _correct(model: Model, changed: Sequence[tuple[str, int, Any]]) -> None:
+    """Sizes of outputs (name, axis, dimension) as computed: an exporter may have named such an axis wrongly."""
+    sizes = [dim.dim_value for _, _, dim in changed]
+    for _, _, dim in changed:
+        dim.Clear()
+    graph = index(model) if changed else None
+    for (name, axis, dim), size in zip(changed, sizes, strict=True):
+        computed = graph.shape(name) if graph else None
+        found = computed[axis] if computed and axis < len(computed) else None
+        dim.dim_value = found if isinstance(found, int) else size
 
 
 def _declared(graph: GraphProto) -> Iterator[ValueInfoProto]:

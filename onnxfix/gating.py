@@ -23,11 +23,14 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from onnxfix import __version__, catalog, engine, inspection, matrix, prove, shapes, verdict
+from onnxfix import freeze as freezing
 from onnxfix.backends import child_environment
 from onnxfix.catalog import RuleSet
 from onnxfix.errors import ModelError, OnnxfixError, RequestError
@@ -129,6 +132,8 @@ def gate(
     rules: PathLike | None = None,
     baseline: PathLike | None = None,
     require: Sequence[str] = (),
+    freeze: freezing.Values | None = None,
+    set_shape: freezing.Shapes | None = None,
     jobs: int | None = None,
     progress: Progress | None = None,
 ) -> GateReport:
@@ -137,11 +142,13 @@ def gate(
     `paths` are files, folders (all `*.onnx` below, hidden folders left out) and glob patterns. With `rules`, a refused
     model is judged as `apply` would leave it; nothing is written. `target` may come from the rule file. Findings in
     `baseline`, as `write_baseline` wrote it, don't close the gate. `require=("parse",)` wants every model parsed, and
-    taken, by the parser at hand even if that is not the target's own. `jobs` processes work at a time, by default one
-    for each processor; a single model is judged in this one.
+    taken, by the parser at hand even if that is not the target's own. With `freeze` and `set_shape` every model is
+    judged as `apply` with them leaves it. `jobs` processes work at a time, by default one for each processor; a single
+    model is judged in this one.
 
-    A file that cannot be read or judged is an error of that model and counts as refused. Raises RequestError for a
-    path that is not there, for paths without any model, a bad baseline, and whatever is wrong with rules or target.
+    A file that cannot be read or judged, or that `freeze` or `set_shape` do not fit, is an error of that model and
+    counts as refused. Raises RequestError for a path that is not there, for paths without any model, a bad baseline,
+    and whatever is wrong with rules or target.
     """
     began = time.monotonic()
     for name in require:
@@ -150,7 +157,10 @@ def gate(
     if jobs is not None and jobs < 1:
         raise RequestError(f"{jobs} jobs: give a number from 1")
     root = find_root(Path.cwd())
-    task = _Task(target or "", os.fspath(rules) if rules is not None else "", "parse" in require, str(root))
+    values = {name: np.asarray(value).tolist() for name, value in (freeze or {}).items()}
+    sizes = {name: list(shape) for name, shape in (set_shape or {}).items()}
+    rule_file = os.fspath(rules) if rules is not None else ""
+    task = _Task(target or "", rule_file, "parse" in require, str(root), values, sizes)
     judge = _Judge(task)
     known = read_baseline(Path(baseline)) if baseline is not None else None
     models = tuple(_judge_all(list(expand(paths)), judge, jobs, progress))
@@ -226,6 +236,8 @@ class _Task:
     rules: str
     require_parse: bool
     root: str
+    freeze: Mapping[str, Any] = field(default_factory=dict)
+    set_shape: Mapping[str, Sequence[int | None]] = field(default_factory=dict)
 
 
 class _Judge:
@@ -264,9 +276,11 @@ class _Judge:
     def _judge(self, path: Path, name: str) -> Gated:
         model = load(path)
         _look_for_data(model)
+        frozen, _ = freezing.apply(model, self.task.freeze, self.task.set_shape)
         graph = shapes.index(model)
-        seen = self._look(graph, path)
-        notes = _notes(self.goal, seen)
+        with _draft(model, path.name) if frozen else contextlib.nullcontext(path) as place:
+            seen = self._look(graph, place)
+        notes = (*(f"judged with {change.message}" for change in frozen), *_notes(self.goal, seen))
         unproved = ""
         if self.require_parse and seen.parse.status is Status.NOT_RUN:
             unproved = f"parse is required and did not run: {seen.parse.detail}"
@@ -274,8 +288,8 @@ class _Judge:
         if not changes:
             hits = _hits(name, seen.reported, refused=seen.word == "refused")
             return Gated(name, seen.word, seen.why, tuple(hits), 0, "", unproved, notes, model.sha256)
-        with tempfile.TemporaryDirectory(prefix="onnxfix-") as folder, Draft(model, Path(folder, path.name)) as draft:
-            after = self._look(graph, draft.path)
+        with _draft(model, path.name) as place:
+            after = self._look(graph, place)
         assert self.ruleset is not None
         done, why = f"{_plural(changes, 'change')} by {self.ruleset.name}", after.why
         if after.word == "refused":
@@ -313,6 +327,13 @@ class _Judge:
         judge = functools.partial(matrix.judge, target=self.goal)
         allow, options = self.ruleset.allow, self.ruleset.options
         return len(engine.run(graph, self.rules, self.goal, judge, allow=allow, options=options).changes)
+
+
+@contextlib.contextmanager
+def _draft(model: Model, name: str) -> Iterator[Path]:
+    """The model as it is now, in a file of its own for as long as that is needed."""
+    with tempfile.TemporaryDirectory(prefix="onnxfix-") as folder, Draft(model, Path(folder, name)) as draft:
+        yield draft.path
 
 
 def _look_for_data(model: Model) -> None:

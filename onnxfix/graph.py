@@ -11,7 +11,7 @@ Costs are those of a dict look-up unless a docstring says otherwise.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -31,12 +31,14 @@ RULE_KEY = "onnxfix.rule"  # provenance, in a node's metadata
 FROM_KEY = "onnxfix.from"
 
 _SMALL = 1 << 16  # bytes up to which a constant's array is kept once read
+_STANDARD = 13  # the opset that new nodes bring into a model without one: old enough for every TensorRT from 8.0 on
 
 
 class Typer(Protocol):
     """What knows the types of values (`onnxfix.shapes` provides it)."""
 
     def type_of(self, graph: Graph, name: str) -> onnx.TypeProto | None: ...
+    def types_of(self, graph: Graph) -> Mapping[str, onnx.TypeProto]: ...
     def known(self, graph: Graph, name: str) -> list[int | None] | None: ...
     def forget(self, graph: Graph, name: str) -> None: ...
 
@@ -261,7 +263,28 @@ class Graph:
             yield from function.walk()
 
     def opset(self, domain: str = "") -> int:
-        return self._opsets.get(domain, 0)
+        """The version imported for a domain, 0 for none; where ONNX's own is not, the one a new node would bring."""
+        return self._opsets.get(domain, 0 if domain else self.model.opset() or _STANDARD)
+
+    def import_opset(self, domain: str) -> Callable[[], None]:
+        """Import the domain of a new node for the model, or the function, that this scope lies in; returns the undo."""
+        version, written = self.opset(domain) or self.model.opset(domain) or 1, []
+        if self.model.opset(domain) == 0:
+            self.model.import_opset(domain, version)
+            written.append((self.model.proto.opset_import, self.model.opsets))
+        outermost = self
+        while outermost.parent is not None:
+            outermost = outermost.parent
+        if outermost.kind == "function":
+            outermost.proto.opset_import.add(domain=domain, version=version)
+            self._opsets[domain] = version
+            written.append((outermost.proto.opset_import, self._opsets))
+
+        def undo() -> None:
+            for imports, known in written:
+                del imports[-1], known[domain]
+
+        return undo
 
     def defines(self, name: str) -> bool:
         """Whether the value belongs to this very scope."""
@@ -334,19 +357,40 @@ class Graph:
         typer = self.root.typer
         return typer.type_of(self, name) if typer and name else None
 
+    def types(self) -> Iterator[tuple[str, onnx.TypeProto | None]]:
+        """Name and type of every value that this scope makes, is fed or reads, but for those it stores.
+
+        The type is None where it is not known.
+        """
+        typer = self.root.typer
+        found = typer.types_of(self) if typer else {}
+        for name in {**self.producers, **self.input_names, **self._uses}.keys() - self.initializers.keys():
+            yield name, found.get(name) or self.type_of(name)
+
+    def unread(self) -> set[str]:
+        """The values made here that nothing reads and that are no outputs. Cost: linear, but little."""
+        return self.producers.keys() - self._uses.keys() - self.output_names.keys()
+
     def dtype(self, name: str) -> int:
         """TensorProto.DataType of a value; 0 when unknown or no tensor."""
+        stored = self.initializers.get(name)
+        if stored is not None:
+            return stored.data_type
         found = self.type_of(name)
         return found.tensor_type.elem_type if found is not None and found.HasField("tensor_type") else 0
 
     def shape(self, name: str) -> Shape | None:
         """Dimensions of a value: int, a symbol's name, or None for one unknown; None when the rank is unknown."""
+        dims = self._dims(name)
+        if dims is None:
+            return None
+        return tuple(d.dim_value if d.HasField("dim_value") else (d.dim_param or None) for d in dims)
+
+    def _dims(self, name: str) -> Sequence[onnx.TensorShapeProto.Dimension] | None:
         found = self.type_of(name)
         if found is None or not found.HasField("tensor_type") or not found.tensor_type.HasField("shape"):
             return None
-        return tuple(
-            d.dim_value if d.HasField("dim_value") else (d.dim_param or None) for d in found.tensor_type.shape.dim
-        )
+        return found.tensor_type.shape.dim
 
     def static_shape(self, name: str) -> tuple[int, ...] | None:
         """The shape when all of it is known, else None."""
@@ -356,8 +400,8 @@ class Graph:
         return tuple(d for d in found if isinstance(d, int))
 
     def rank(self, name: str) -> int | None:
-        found = self.shape(name)
-        return None if found is None else len(found)
+        dims = self._dims(name)
+        return None if dims is None else len(dims)
 
     def known(self, name: str) -> list[int | None] | None:
         """What is known of an integer tensor of rank 0 or 1 (a shape, sizes, axes): its elements, None each unknown."""
@@ -636,8 +680,6 @@ class Edit:
         proto = helper.make_node(
             op, names, outs, domain=domain, **{k: v for k, v in attributes.items() if v is not None}
         )
-        if domain:
-            self.graph.model.import_opset(domain, 1)
         self._insert(proto)
         return outs[0] if len(outs) == 1 else tuple(outs)
 
@@ -651,6 +693,8 @@ class Edit:
         graph, anchor = self.graph, self.anchor
         self._stamp(proto)
         node = graph._adopt(proto)
+        if node.domain not in graph._opsets:
+            self._undo.append(graph.import_opset(node.domain))
         graph._link_inputs(node)
         if anchor is not None and anchor.graph is graph:
             graph._before.setdefault(anchor, []).append(node)
@@ -926,6 +970,25 @@ class Edit:
             self._forget(self.graph, [info.name])
 
         self._undo.append(undo)
+
+    def replace_outputs(self, gone: Sequence[str], made: Sequence[onnx.ValueInfoProto]) -> None:
+        """Take outputs of the graph away and put other values behind those left.
+
+        The interface changes, which is reported; what only the former outputs needed goes at `finish`.
+        """
+        graph = self.graph
+        before = [onnx.ValueInfoProto.FromString(v.SerializeToString()) for v in graph.proto.output]
+        self._write_outputs(graph, [*(v for v in before if v.name not in gone), *made])
+        self._undo.append(functools.partial(self._write_outputs, graph, before))
+        self._loose += [(graph, name) for name in gone]
+        self.interface += [f"output '{name}' is gone" for name in gone]
+        self.interface += [f"output '{v.name}' is new" for v in made]
+
+    @staticmethod
+    def _write_outputs(graph: Graph, infos: Sequence[onnx.ValueInfoProto]) -> None:
+        del graph.proto.output[:]
+        graph.proto.output.extend(infos)
+        graph.output_names = {v.name: i for i, v in enumerate(graph.proto.output)}
 
     def set_opset(self, version: int) -> None:
         """Declare another opset for the main graph and its bodies. The nodes must be written for it."""

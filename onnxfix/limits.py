@@ -15,7 +15,7 @@ from typing import Any
 from onnx import TensorProto
 
 from onnxfix.errors import ModelError, Skip
-from onnxfix.graph import Graph, Node
+from onnxfix.graph import Graph, Node, Shape
 from onnxfix.model import is_external
 
 _READABLE = 4096  # elements up to which the values of a constant are looked at
@@ -33,6 +33,7 @@ def dtypes(names: list[str]) -> frozenset[int]:
 
 
 _CASTS = ("Identity", "Cast", "CastLike")
+_STARTS = ("Constant", "Shape", "Size")  # where a constant may come from without one that goes in
 
 
 class Facts:
@@ -40,53 +41,82 @@ class Facts:
 
     def __init__(self) -> None:
         self._constant: dict[tuple[Graph, str, str], bool] = {}
+        self._foldable: dict[Graph, set[str]] = {}
 
     def folds(self, node: Node) -> bool:
-        """Whether all that the node reads is constant."""
+        """Whether all that the node reads is constant. Cost: one look at its scope for all nodes there."""
         names = [n for n in (*node.proto.input, *node.captured) if n]
-        return bool(names) and all(self.constant(node.graph, n, "foldable") for n in names)
+        return bool(names) and self._folded(node.graph).issuperset(names)
+
+    def _folded(self, scope: Graph) -> set[str]:
+        """The values read or made in a scope that `constant` calls "foldable", found from the stored ones onwards."""
+        if scope in self._foldable:
+            return self._foldable[scope]
+        ready = [*scope.initializers]
+        if scope.owner is not None:
+            ready += self._folded(scope.owner.graph).intersection(scope.owner.captured)
+        for node in scope.nodes():
+            if node.op in _STARTS and self._leaf(scope, node.output(0), "foldable")[0]:
+                ready.append(node.output(0))
+        found = self._foldable[scope] = set(ready)
+        missing: dict[Node, int] = {}
+        while ready:
+            for user, _ in scope.uses(ready.pop()):
+                left = missing[user] = missing.get(user, sum(map(bool, user.proto.input))) - 1
+                if not left and not user.bodies:
+                    made = [o for o in user.proto.output if o and o not in found]
+                    found.update(made)
+                    ready.extend(made)
+        return found
 
     def constant(self, graph: Graph, name: str, kind: str) -> bool:
         """Whether a value is known when an engine is built.
 
         `kind` is "initializer" (it is stored), "cast" (stored, perhaps behind Identity or Cast), "foldable"
-        (computed from what is stored and from fixed shapes) or "shape" (from any shapes, integer inputs too).
+        (computed from what is stored and from fixed shapes), "dims" (from any shapes) or "shape" (from integer inputs
+        too).
         Cost: the nodes above it that were not asked about before.
         """
         memo = self._constant
-        started: set[tuple[Graph, str, str]] = set()
-        stack = [(graph, name, kind)]
-        while stack:
-            key = stack[-1]
-            if key in memo:
-                stack.pop()
+        asked: list[tuple[Graph, str, str]] = []  # values that each hang on the next one
+        ways = [iter([(graph, name)])]  # what is left to ask about for all of them, and at first for the answer
+        while ways:
+            need = next(ways[-1], None)
+            if need is None:
+                ways.pop()
+                if asked:
+                    memo[asked.pop()] = True
                 continue
-            answer, needs = self._leaf(*key)
-            if answer is None and key not in started:  # a second time only in a cycle, which no valid model has
-                started.add(key)
-                stack.extend((*need, kind) for need in needs if (*need, kind) not in memo)
-                continue
-            stack.pop()
-            memo[key] = all(memo.get((*need, kind), False) for need in needs) if answer is None else answer
-        return memo[graph, name, kind]
+            key = (*need, kind)
+            if key not in memo:
+                memo[key], needs = self._leaf(*key)
+                if needs:
+                    asked.append(key)
+                    ways.append(iter(needs))
+                    continue
+            if not memo[key]:
+                return False  # like all that were asked on the way, as their entries say already
+        return True
 
     @staticmethod
-    def _leaf(scope: Graph, name: str, kind: str) -> tuple[bool | None, list[tuple[Graph, str]]]:
-        """The answer where it needs no other value, else the values it hangs on."""
-        if scope.is_const(name) or kind == "initializer":
-            return scope.is_const(name), []
+    def _leaf(scope: Graph, name: str, kind: str) -> tuple[bool, list[tuple[Graph, str]]]:
+        """The answer; where it hangs on other values, these, and the answer when one of them is not constant."""
         home = scope.scope_of(name)
-        node = home.producers.get(name) if home else None
-        if home is None or node is None:
-            return kind == "shape" and scope.dtype(name) in (TensorProto.INT32, TensorProto.INT64), []
-        if kind == "cast":
-            return (None, [(home, node.input(0))]) if node.op in _CASTS and node.domain == "" else (False, [])
-        if node.op in ("Shape", "Size") and node.domain == "":
-            return kind == "shape" or home.static_shape(node.input(0)) is not None, []
-        inputs = [n for n in node.proto.input if n]
-        if not inputs or node.bodies:
+        if home is None:
             return False, []
-        return None, [(home, n) for n in inputs]
+        if name in home.initializers:
+            return True, []
+        node = home.producers.get(name)
+        if node is None:
+            return kind == "shape" and home.dtype(name) in (TensorProto.INT32, TensorProto.INT64), []
+        op = node.op if node.domain == "" else ""
+        if op == "Constant" or kind == "initializer":
+            return home.is_const(name), []
+        if kind == "cast":
+            return False, [(home, node.input(0))] if op in _CASTS else []
+        if op in ("Shape", "Size") and (kind != "foldable" or home.static_shape(node.input(0)) is not None):
+            return True, []
+        return False, [] if node.bodies else [(home, n) for n in node.proto.input if n]
 
 
 def check_of(data: dict[str, Any]) -> Check:
@@ -190,14 +220,22 @@ _ATTRIBUTE_TESTS: dict[str, Callable[[Any], Callable[[Any], bool]]] = {
 # -- inputs and outputs --
 
 
-def _value(subject: str, which: int | list[int] | str, kind: str, wanted: Any) -> Check:
-    def names(node: Node) -> list[str]:
-        everything = list(node.proto.input if subject == "input" else node.proto.output)
-        if which == "any":
-            return [n for n in everything if n]
-        chosen = which if isinstance(which, list) else [which]
-        return [everything[i] for i in chosen if isinstance(i, int) and i < len(everything) and everything[i]]
+def _chosen(subject: str, which: int | list[int] | str) -> Callable[[Node], list[str]]:
+    """What gives the names of a node's inputs or outputs that are asked for, without those left out."""
+    if which == "any":
+        return lambda node: [n for n in getattr(node.proto, subject) if n]
+    indices = [i for i in (which if isinstance(which, list) else [which]) if isinstance(i, int)]
 
+    def names(node: Node) -> list[str]:
+        everything = getattr(node.proto, subject)
+        there = len(everything)
+        return [everything[i] for i in indices if i < there and everything[i]]
+
+    return names
+
+
+def _value(subject: str, which: int | list[int] | str, kind: str, wanted: Any) -> Check:
+    names = _chosen(subject, which)
     if kind == "present":
         return lambda node, facts: _said(bool(names(node)), "")
     if kind == "absent":
@@ -261,6 +299,8 @@ def _constant_test(kind: str) -> _ValueTest:
         graph = node.graph
         if kind == "never":
             return not graph.is_const(name), "is one"
+        if kind == "runtime":  # what is computed from constants and shapes may be known when an engine is built, or not
+            return (None if facts.constant(graph, name, "dims") else True) if not graph.is_const(name) else False, ""
         found = "is computed" if graph.producer(name) else "is an input of the graph"
         return facts.constant(graph, name, kind), found
 
@@ -288,6 +328,10 @@ def values(graph: Graph, name: str) -> list[Any] | None:
     except ModelError:  # broken data: another check's business
         return None
     return None if array is None or array.size > _READABLE else list(array.reshape(-1).tolist())
+
+
+def _is_whole(number: float) -> bool:
+    return math.isclose(number, round(number), rel_tol=1e-5)  # scales are FLOAT
 
 
 def _static_test(_: Any) -> _ValueTest:
@@ -361,6 +405,7 @@ _VALUE_TESTS: dict[str, Callable[[Any], _ValueTest]] = {
     "values_in": lambda allowed: _values_test(lambda value: value in allowed),
     "values_above": lambda bound: _values_test(lambda value: value > bound),
     "values_below": lambda bound: _values_test(lambda value: value < bound),
+    "whole_steps": lambda _: _values_test(lambda scale: scale >= 1 or (scale > 0 and _is_whole(1 / scale))),
     "elements": _elements_test,
     "made_by": _made_by_test,
     "static": _static_test,
@@ -476,6 +521,41 @@ def _body_reads(data: dict[str, Any]) -> Check:
     return check
 
 
+def _branches(data: dict[str, Any]) -> Check:
+    """If: whether the outputs of both branches have the same rank ("same_rank") or shape ("same_shape")."""
+    alike = _same_rank if data["branches"] == "same_rank" else _same_dims
+
+    def check(node: Node, facts: Facts) -> Answer:
+        then, other = node.bodies.get("then_branch"), node.bodies.get("else_branch")
+        if then is None or other is None:
+            return _TAKEN
+        answer = _TAKEN
+        for name, like in zip(then.output_names, other.output_names, strict=False):
+            one, two = then.shape(name), other.shape(like)
+            same = None if one is None or two is None else alike(one, two)
+            if same is False:
+                return False, f"[{_listed(one)}] and [{_listed(two)}]"
+            answer = answer if same else _OPEN
+        return answer
+
+    return check
+
+
+def _listed(shape: Shape | None) -> str:
+    return ",".join("?" if d is None else str(d) for d in shape or ())
+
+
+def _same_rank(one: Shape, two: Shape) -> bool:
+    return len(one) == len(two)
+
+
+def _same_dims(one: Shape, two: Shape) -> bool | None:
+    pairs = list(zip(one, two, strict=False))
+    if len(one) != len(two) or any(a != b for a, b in pairs if isinstance(a, int) and isinstance(b, int)):
+        return False
+    return True if all(a == b and a is not None for a, b in pairs) else None
+
+
 _SPECIAL: dict[str, Callable[[dict[str, Any]], Check]] = {
     "split": _split,
     "scaled_dims": _scaled_dims,
@@ -483,4 +563,5 @@ _SPECIAL: dict[str, Callable[[dict[str, Any]], Check]] = {
     "last_axis_like": _broadcast,
     "scan_outputs": _scan_outputs,
     "body_reads": _body_reads,
+    "branches": _branches,
 }

@@ -49,7 +49,7 @@ _EFFECTS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """Why a target does not take a node as it is: the worst limit it meets, the others in `also`."""
 
@@ -59,6 +59,7 @@ class Verdict:
     limit: str  # e.g. "resize/mode"; stable
     also: tuple[Verdict, ...] = ()
     moot: str = ""  # "unused" or "constant": removing or folding the node is enough (set by `judge_graph`)
+    at_worst: Effect | None = None  # of an undecided one: the effect, should the limit be broken
 
 
 @dataclass(frozen=True)
@@ -197,17 +198,18 @@ def judge_graph(graph: Graph, target: Target, *, live_only: bool = False) -> Ite
     """
     matrix = _matrix_of(target)
     facts = Facts()
-    odd_in: dict[Graph, set[str]] = {}
     for scope in _met(graph, matrix):
         unused: set[Node] | None = None
-        odd = matrix.odd_values(scope, odd_in)
+        survey = matrix.survey(scope)
         for node in scope.nodes():
-            verdict = _judge(node, matrix, facts, odd)
+            verdict = _judge(node, matrix, facts, survey)
             if verdict is None or (verdict.effect is Effect.UNDECIDED and _in_function(scope)):
                 continue  # no value in a function has a type before it is called: what hangs on types stays unsaid
             unused = _unused(scope) if unused is None else unused
             moot = "unused" if node in unused else "constant" if facts.folds(node) else ""
-            if not (moot and live_only):
+            if not moot:
+                yield node, verdict
+            elif not live_only:
                 yield node, replace(verdict, moot=moot, reason=verdict.reason + _MOOT[moot])
 
 
@@ -246,7 +248,6 @@ def _unread(kind: str, name: str, scope: Graph, reason: tuple[str, str], matrix:
 
 
 _MOOT = {
-    "": "",
     "unused": "; nothing uses its result, so removing it is enough",
     "constant": "; all its inputs are constant, so folding it is enough",
 }
@@ -258,14 +259,15 @@ def _met(graph: Graph, matrix: _Matrix) -> Iterator[Graph]:
     while stack:
         scope = stack.pop()
         yield scope
-        for node in scope.nodes():
-            function = scope.root.functions.get((node.domain, node.op))
-            if function is not None and function not in called and matrix.functions:
+        functions = scope.root.functions if matrix.functions else {}
+        for node in scope.nodes() if functions else ():
+            function = functions.get((node.domain, node.op))
+            if function is not None and function not in called:
                 called.add(function)
                 stack.append(function)
-            if node.bodies:
-                taken = _branch_taken(node)
-                stack.extend(b for name, b in node.bodies.items() if taken in ("", name))
+        for node in [n for n in scope.nodes() if n.bodies]:
+            taken = _branch_taken(node)
+            stack.extend(b for name, b in node.bodies.items() if taken in ("", name))
 
 
 def _branch_taken(node: Node) -> str:
@@ -284,6 +286,8 @@ def _in_function(scope: Graph) -> bool:
 
 def _unused(scope: Graph) -> set[Node]:
     """The nodes of a scope on which none of its outputs depends. Cost: linear."""
+    if not scope.unread():  # what leads nowhere ends somewhere
+        return {n for n in scope.nodes() if not n.proto.output}
     used: set[Node] = set()
     names = list(scope.output_names)
     while names:
@@ -294,27 +298,26 @@ def _unused(scope: Graph) -> set[Node]:
     return {n for n in scope.nodes() if n not in used}
 
 
-def _judge(node: Node, matrix: _Matrix, facts: Facts, odd: set[str] | None = None) -> Verdict | None:
-    """`odd` are the names that `_Matrix.dtypes_and_ranks` may have something to say on, None when not known."""
+def _judge(node: Node, matrix: _Matrix, facts: Facts, survey: _Survey | None = None) -> Verdict | None:
+    """`survey` is of the node's scope; without one, all is looked at that it would show to be needless."""
     op, domain = node.op, node.domain
     functions = node.graph.root.functions
     if functions and (domain, op) in functions:
         if matrix.functions:
             return None
         return matrix.verdict(Effect.REFUSED, "a call of a model-local function is refused", "functions")
-    row = matrix.row_at(op, domain, node.graph.opset(domain))
+    row = matrix.row_at(op, domain, node.graph.opset(domain), survey.dtypes if survey else None)
     if row is None:
         return matrix.without_row(node)
-    limits, has_grown = row
+    limits, known = row
     proto = node.proto
-    ordinary = odd is not None and (not odd or (odd.isdisjoint(proto.output) and odd.isdisjoint(proto.input)))
-    verdicts = [] if ordinary else matrix.dtypes_and_ranks(node)
+    verdicts = [] if survey and survey.ordinary(proto) else matrix.dtypes_and_ranks(node)
     for limit in limits:
         verdict = limit.check(node, facts, matrix)
         if verdict is not None:
             verdicts.append(verdict)
-    if has_grown:
-        verdicts.extend(matrix.too_new(node, limits))
+    if known is not None and known.less_than(proto):
+        verdicts.extend(matrix.too_new(node, known))
     if not verdicts:
         return None
     verdicts.sort(key=lambda v: _SEVERITY.index(v.effect))
@@ -341,20 +344,52 @@ class _Limit:
     opset_max: int
     undecided: bool  # whether not knowing is worth a verdict
     about: frozenset[str | int]  # attributes and inputs it looks at
+    dtypes: frozenset[int] | None  # it is kept where none of these occur, 0 for an unknown one; None: it hangs on more
 
     def check(self, node: Node, facts: Facts, matrix: _Matrix) -> Verdict | None:
-        conditions = [c(node, facts)[0] for c in self.when]
-        if False in conditions:
-            return None
+        sure = True
+        for condition in self.when:
+            holds = condition(node, facts)[0]
+            if holds is False:
+                return None
+            sure = sure and holds is True
         taken, found = self.need(node, facts) if self.need else (None, "")
         if taken:
             return None
-        if taken is None or None in conditions:
+        if taken is None or not sure:
             if not self.undecided:
                 return None
-            return matrix.verdict(Effect.UNDECIDED, f"not decided here: {self.text}", self.id, self.basis)
+            return matrix.undecided(self.effect, self.text, self.id, self.basis)
         reason = f"{self.text} (here: {found})" if found else self.text
         return matrix.verdict(self.effect, reason, self.id, self.basis)
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What a version of an operator has."""
+
+    attributes: frozenset[str]
+    inputs: int  # at most
+    about: frozenset[str | int]  # what came later and limits look at
+
+    def less_than(self, proto: onnx.NodeProto) -> bool:
+        """Whether a node has attributes or inputs beyond it."""
+        return len(proto.input) > self.inputs or not all(a.name in self.attributes for a in proto.attribute)
+
+
+_Row = tuple[tuple[_Limit, ...], _Known | None]
+
+
+@dataclass(frozen=True)
+class _Survey:
+    """The types of a scope's values, all together."""
+
+    odd: frozenset[str]  # those whose type alone may be refused
+    dtypes: frozenset[int]  # 0 among them when some are not known
+
+    def ordinary(self, proto: onnx.NodeProto) -> bool:
+        """Whether a node has to do with none that are odd."""
+        return not self.odd or (self.odd.isdisjoint(proto.output) and self.odd.isdisjoint(proto.input))
 
 
 @dataclass(frozen=True)
@@ -373,11 +408,15 @@ class _Matrix:
     border_ops: frozenset[str]  # operators that may stand there between
     constants_refused: frozenset[int]  # dtypes of which a constant may feed DequantizeLinear only
     data: Mapping[str, Any] = field(repr=False)
-    rows_at: dict[tuple[str, str, int], tuple[tuple[_Limit, ...], bool] | None] = field(default_factory=dict)
+    rows_at: dict[tuple[str, str, int, frozenset[int] | None], _Row | None] = field(default_factory=dict)
 
     def verdict(self, effect: Effect, reason: str, limit: str, basis: str = "") -> Verdict:
         known = f" ({basis})" if basis else ""
         return Verdict(effect, reason, f"{self.release} {limit}{known}, {self.source}", limit)
+
+    def undecided(self, at_worst: Effect, text: str, limit: str, basis: str) -> Verdict:
+        found = self.verdict(Effect.UNDECIDED, f"not decided here: {text}", limit, basis)
+        return replace(found, at_worst=at_worst)
 
     def without_row(self, node: Node) -> Verdict:
         op, domain = node.op, node.domain
@@ -399,43 +438,50 @@ class _Matrix:
         reason = f"{name} has no importer for {domain}::{op}, and its library no plugin of that name"
         return self.verdict(Effect.REFUSED, reason, "no-importer")
 
-    def row_at(self, op: str, domain: str, opset: int) -> tuple[tuple[_Limit, ...], bool] | None:
-        """The limits of an operator at an opset, and whether it has grown since the release; None without a row."""
-        key = op, domain, opset
-        if key not in self.rows_at:
+    def row_at(self, op: str, domain: str, opset: int, dtypes: frozenset[int] | None) -> _Row | None:
+        """The limits of an operator at an opset, and what the release knows where it has grown; None without a row.
+
+        Limits that are kept wherever there are no other `dtypes` than these are left out.
+        """
+        key = op, domain, opset, dtypes
+        try:
+            return self.rows_at[key]
+        except KeyError:
             limits = self.rows.get(_key(op, domain))
-            if limits is None:
-                self.rows_at[key] = None
-            else:
-                here = tuple(x for x in limits if x.opset_min <= opset <= x.opset_max)
-                self.rows_at[key] = here, self._has_grown(op, domain, opset)
-        return self.rows_at[key]
+            here = [x for x in limits or () if x.opset_min <= opset <= x.opset_max]
+            known = self._known(op, domain, opset, frozenset().union(*(x.about for x in here)))
+            awake = tuple(x for x in here if x.dtypes is None or dtypes is None or x.dtypes & dtypes)
+            return self.rows_at.setdefault(key, None if limits is None else (awake, known))
 
-    def _has_grown(self, op: str, domain: str, opset: int) -> bool:
+    def _known(self, op: str, domain: str, opset: int, about: frozenset[str | int]) -> _Known | None:
+        """What the release knows of an operator that has more in the model's version, None where there is no more."""
         if domain or not self.opsets or opset <= self.opsets[1]:
-            return False
+            return None
         known, now = schema(op, domain, self.opsets[1]), schema(op, domain, opset)
-        return known is not None and now is not None and known.since_version < now.since_version
+        if known is None or now is None or known.since_version >= now.since_version:
+            return None
+        before = frozenset(known.attributes)
+        grown = known.max_input < now.max_input or not before.issuperset(now.attributes)
+        return _Known(before, known.max_input, about) if grown else None
 
-    def too_new(self, node: Node, limits: tuple[_Limit, ...]) -> Iterator[Verdict]:
+    def too_new(self, node: Node, known: _Known) -> Iterator[Verdict]:
         """Attributes and inputs that came with an opset newer than the release, and that no limit looks at."""
         assert self.opsets
         newest = self.opsets[1]
-        known, now = schema(node.op, node.domain, newest), schema(node.op, node.domain, node.opset)
-        assert known and now  # `row_at` looked
-        about = frozenset().union(*(x.about for x in limits))
-        names = [a.name for a in node.proto.attribute if a.name not in known.attributes and a.name not in about]
-        for name in names:
+        now = schema(node.op, node.domain, node.opset)
+        assert now  # `row_at` looked
+        seen = known.attributes | known.about
+        for name in [a.name for a in node.proto.attribute if a.name not in seen]:
             default = now.attributes[name].default_value if name in now.attributes else None
             if default is None or not default.type or node.attr(name) != attribute_value(default):
                 yield self._newer(f"the attribute {name}", newest)
         for index, name in enumerate(node.proto.input):
-            if name and index >= known.max_input and index not in about:
+            if name and index >= known.inputs and index not in known.about:
                 yield self._newer(f"input {index} ('{name}')", newest)
 
     def _newer(self, what: str, newest: int) -> Verdict:
-        reason = f"not decided here: {what} is newer than opset {newest}, the newest of this release: it may be ignored"
-        return self.verdict(Effect.UNDECIDED, reason, "newer-opset", "inferred")
+        text = f"{what} is newer than opset {newest}, the newest of this release: it may be ignored"
+        return self.undecided(Effect.WRONG, text, "newer-opset", "inferred")
 
     def not_taken(self, kind: onnx.TypeProto) -> tuple[str, str] | None:
         """Why no tensor may be of this type, and the limit that says so; None when one may."""
@@ -448,26 +494,22 @@ class _Matrix:
             return f"tensors have at most {self.rank_max} dimensions, not {rank}", "rank"
         return None
 
-    def odd_values(self, scope: Graph, known: dict[Graph, set[str]]) -> set[str]:
-        """The names in a scope and around it whose type alone may be refused; `known` are those of other scopes.
-
-        Cost: one look at each value of a scope.
-        """
-        if scope not in known:
-            watched = self.dtypes_refused | self.interface_only | self.constants_refused
-            odd = set(self.odd_values(scope.parent, known)) if scope.parent else set()
-            for name in (*scope.producers, *scope.input_names):
-                kind = scope.type_of(name)
-                if kind is None:
-                    continue
-                tensor = kind.tensor_type if kind.HasField("tensor_type") else None
-                if tensor is None or tensor.elem_type in watched or len(tensor.shape.dim) > self.rank_max:
-                    odd.add(name)
-            for name, stored in scope.initializers.items():
-                if stored.data_type in watched or len(stored.dims) > self.rank_max:
-                    odd.add(name)
-            known[scope] = odd
-        return known[scope]
+    def survey(self, scope: Graph) -> _Survey:
+        """Look at each value of a scope, once."""
+        watched = self.dtypes_refused | self.interface_only | self.constants_refused
+        odd: set[str] = set()
+        dtypes: set[int] = set()
+        for name, kind in scope.types():
+            tensor = kind.tensor_type if kind is not None else _UNTYPED  # of what is no tensor: without a dtype, too
+            dtype = tensor.elem_type
+            dtypes.add(dtype)
+            if not dtype or dtype in watched or len(tensor.shape.dim) > self.rank_max:
+                odd.add(name)
+        for name, stored in scope.initializers.items():
+            dtypes.add(stored.data_type)
+            if stored.data_type in watched or len(stored.dims) > self.rank_max:
+                odd.add(name)
+        return _Survey(frozenset(odd), frozenset(dtypes))
 
     @staticmethod
     def _data_stored(node: Node, name: str) -> bool:
@@ -512,6 +554,7 @@ def _beyond_onnx(node: Node) -> str:
     return f"attribute {names[0]}" if names else "so many inputs" if len(node.proto.input) > known.max_input else ""
 
 
+_UNTYPED = onnx.TypeProto.Tensor()
 _OWN_LIMITS = ("QuantizeLinear", "DequantizeLinear", "Constant")
 
 
@@ -583,6 +626,7 @@ def _limit(data: dict[str, Any]) -> _Limit:
         opset_max=data.get("opset_max", 1 << 30),
         undecided=data.get("if_unknown", "undecided") == "undecided",
         about=frozenset(_about(need) if need else ()),
+        dtypes=dtypes([*need["dtype_not_in"], "UNDEFINED"]) if need and "dtype_not_in" in need else None,
     )
 
 

@@ -8,7 +8,7 @@ inference gives up on.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import onnx
@@ -53,13 +53,20 @@ class Types:
         self._known.clear()
         self._failed.clear()
 
+    def types_of(self, graph: Graph) -> Mapping[str, onnx.TypeProto]:
+        """What inference found in a scope; `type_of` may know more."""
+        if self._types is None:
+            self._types = infer(self._root)
+        return self._types.get(graph, {})
+
     def type_of(self, graph: Graph, name: str) -> onnx.TypeProto | None:
         if self._types is None:
             self._types = infer(self._root)
-        scope = graph.scope_of(name)
+        scope = graph if graph.defines(name) else graph.scope_of(name)
         if scope is None:
             return None
-        found = self._types.get(scope, {}).get(name)
+        here = self._types.get(scope)
+        found = here.get(name) if here else None
         if found is not None:
             return found
         tensor = scope.const_tensor(name)
@@ -135,22 +142,30 @@ def _skeleton(graph: Graph, proto: onnx.GraphProto, order: list[tuple[Graph, lis
     proto.name = source.name or "graph"
     proto.input.extend(source.input)
     proto.output.extend(source.output)
+    kept = []
     for tensor in source.initializer:
-        _strip(tensor, proto.initializer.add())
+        if _kept(tensor):
+            kept.append(tensor)
+        else:
+            _strip(tensor, proto.initializer.add())
+    proto.initializer.extend(kept)
     nodes = list(graph.nodes())
     order.append((graph, nodes))
-    foreign = set()
+    foreign: set[str] = set()
+    plain: list[onnx.NodeProto] = []  # those that are copied as they are, many at once
     for node in nodes:
-        copy = proto.node.add()
-        if node.domain != "" and schema(node.op, node.domain, node.opset) is None:
-            foreign.update(node.outputs)
-        if not node.bodies and node.op != "Constant":
-            copy.CopyFrom(node.proto)
+        original = node.proto
+        if original.domain and node.domain != "" and schema(node.op, node.domain, node.opset) is None:
+            foreign.update(original.output)
+        if not node.bodies and original.op_type != "Constant":
+            plain.append(original)
             continue
-        copy.op_type, copy.domain, copy.name = node.proto.op_type, node.proto.domain, node.proto.name
-        copy.input.extend(node.proto.input)
-        copy.output.extend(node.proto.output)
-        for attribute in node.proto.attribute:
+        proto.node.extend(plain)
+        plain.clear()
+        copy = proto.node.add(op_type=original.op_type, domain=original.domain, name=original.name)
+        copy.input.extend(original.input)
+        copy.output.extend(original.output)
+        for attribute in original.attribute:
             target = copy.attribute.add(name=attribute.name, type=attribute.type)
             if attribute.name in node.bodies:
                 _skeleton(node.bodies[attribute.name], target.g, order)
@@ -158,12 +173,17 @@ def _skeleton(graph: Graph, proto: onnx.GraphProto, order: list[tuple[Graph, lis
                 _strip(attribute.t, target.t)
             else:
                 target.CopyFrom(attribute)
+    proto.node.extend(plain)
     # Inference knows nothing of other domains' operators: there, what the file declares is all there is.
     proto.value_info.extend(v for v in source.value_info if v.name in foreign)
 
 
+def _kept(tensor: TensorProto) -> bool:
+    return math.prod(tensor.dims) <= KEEP_ELEMENTS or is_external(tensor)
+
+
 def _strip(tensor: TensorProto, copy: TensorProto) -> None:
-    if math.prod(tensor.dims) <= KEEP_ELEMENTS or is_external(tensor):
+    if _kept(tensor):
         copy.CopyFrom(tensor)
         return
     copy.name, copy.data_type = tensor.name, tensor.data_type
@@ -181,9 +201,9 @@ def _collect(
     types[graph] = {
         v.name: v.type for v in (*proto.value_info, *proto.output, *proto.input) if v.type.WhichOneof("value")
     }
-    for node, copy in zip(order[graph], proto.node, strict=True):
+    for number, node in enumerate(order[graph]):
         if node.bodies:
-            for attribute in copy.attribute:
+            for attribute in proto.node[number].attribute:
                 if attribute.name in node.bodies:
                     _collect(node.bodies[attribute.name], attribute.g, order, types)
 

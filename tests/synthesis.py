@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxfix import shapes
@@ -142,6 +143,10 @@ def _apply(draft: Draft, predicate: dict[str, Any], fits: bool) -> None:
         for index, dtype in enumerate(dtypes):
             if index != predicate[subject]:  # whether that one is fed is what the limit is about
                 draft.inputs.setdefault(index, Value(dtype, []))
+    elif subject == "branches":
+        shapes = {"same_rank": [[2, 2], [3, 2], [2]], "same_shape": [[2, 2], [2, 2], [3, 2]]}[predicate[subject]]
+        draft.inputs[0] = Value(TensorProto.BOOL, [])
+        draft.attributes.update(then_branch=_branch(shapes[0]), else_branch=_branch(shapes[1 if fits else 2]))
     elif subject == "scan_outputs":
         for index in (1, 2):
             draft.input(index)
@@ -210,13 +215,15 @@ def _input(draft: Draft, which: Any, kind: str, wanted: Any, fits: bool) -> None
         elif kind == "rank_max":
             value.dims = [2] * (wanted if fits else wanted + 1)
         elif kind == "constant":
-            value.stored = fits != (wanted == "never")
+            value.stored = fits != (wanted in ("never", "runtime"))
         elif kind == "values_in":
             value.stored, value.dims, value.held = True, [1], [wanted[0] if fits else max(wanted) + 1]
         elif kind == "values_above":
             value.stored, value.dims, value.held = True, [1], [wanted + 1 if fits else wanted]
         elif kind == "values_below":
             value.stored, value.dims, value.held = True, [1], [wanted - 1 if fits else wanted]
+        elif kind == "whole_steps":
+            value.stored, value.dims, value.held = True, [4], [1, 1, 2, 0.5 if fits else 0.6]
         elif kind == "elements":
             value.dims = [2 if fits else 3]
         elif kind == "static":
@@ -232,6 +239,12 @@ def _input(draft: Draft, which: Any, kind: str, wanted: Any, fits: bool) -> None
         values[0].dtype = TensorProto.FLOAT16
     if kind == "same_shape" and not fits:
         values[0].dims = [3, 3]
+
+
+def _branch(shape: list[int]) -> onnx.GraphProto:
+    held = numpy_helper.from_array(np.zeros(shape, np.float32))
+    node = helper.make_node("Constant", [], ["given"], value=held)
+    return helper.make_graph([node], "branch", [], [helper.make_tensor_value_info("given", FLOAT, None)])
 
 
 def _node(draft: Draft) -> Node:

@@ -106,6 +106,21 @@ def test_parity_feeds_the_original_the_frozen_value(tmp_path: Path) -> None:
     assert [v.name for v in made.graph.input] == ["x"]
 
 
+def test_an_output_that_bears_a_wrong_symbol_gets_the_size_that_is_computed(tmp_path: Path) -> None:
+    """Exporters name an output's axis as it was while they traced; set to the batch's size it would be a lie."""
+    text = """<ir_version: 8, opset_import: ["": 13]>
+g (float[batch, 4] x) => (float[batch] y, float[batch] z) <int64[1] rows = {0}, int64[1] columns = {1}> {
+  s = ReduceSum<keepdims = 0>(x, rows)
+  y = Identity(s)
+  z = ReduceSum<keepdims = 0>(x, columns)
+}"""
+    done = onnxfix.apply(saved(tmp_path, text), target="trt-8.2", set_shape={"x": [1, None]})
+    structure = done.check("structure")
+    assert structure is not None and structure.status.value == "passed", structure.detail
+    made = onnx.load(tmp_path / "model.fixed.onnx")
+    assert [dims(v) for v in made.graph.output] == [[4], [1]]
+
+
 def test_a_model_that_a_shape_rescues(tmp_path: Path) -> None:
     path = saved(tmp_path, CUBIC)
     plain = onnxfix.apply(path, target="trt-8.2", dry_run=True)

@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import unquote
 
 import jsonschema
+import numpy as np
 import onnx
 import pytest
 import yaml
@@ -263,6 +264,22 @@ def test_a_required_parse_counts_for_any_target(place: Path) -> None:
     assert free.verdict == "accepted" and free.judged.startswith("refused by tensorrt_rtx") and free.notes
     held = onnxfix.gate(["nonzero.onnx"], target="trt-10.3", require=("parse",)).models[0]
     assert held.verdict == "refused" and held.hits[0].level == "error"
+
+
+@needs_rtx
+def test_judged_with_inputs_frozen_and_shapes_set(place: Path) -> None:
+    write(place / "top.onnx", "(float[1,n] x, int64[1] k) => (float[1,m] y) { y, i = TopK(x, k) }")
+    write(place / "fine.onnx", FINE)
+    before = (place / "top.onnx").read_bytes()
+    refused = onnxfix.gate(["top.onnx"], target="trt-8.2").models[0]
+    assert refused.verdict == "refused" and [h.finding.limit for h in refused.hits] == ["topk/k"]
+    settings = {"freeze": {"k": np.int64(3)}, "set_shape": {"x": (None, 8)}}
+    here = onnxfix.gate(["top.onnx"], target="rtx", **settings).models[0]
+    assert here.verdict == "proved" and here.notes[-1] == "judged with input 'k' frozen to [3]"
+    found = by_name(onnxfix.gate(["."], target="trt-8.2", jobs=2, **settings))  # in children, told as JSON
+    assert found["top"].verdict == "accepted"
+    assert found["fine"].verdict == "refused" and "can't be set to 8" in found["fine"].error
+    assert (place / "top.onnx").read_bytes() == before
 
 
 # ---- rules ----

@@ -104,6 +104,8 @@ def test_every_standard_operator_is_answered(release: str) -> None:
 
 X = "(float[2,3,4,4] x) => (y)"
 RESIZE = '(float[1,3,8,8] x) => (y) <float[4] s = {%s}> { y = Resize<mode="%s">(x, , s) }'
+BRANCHES_OF = """(float[3] x%s) => (y) %s
+    { y = If(c) <then_branch = t () => (%s) { %s }, else_branch = e () => (%s) { %s }> }"""
 PREDICATES: list[tuple[dict[str, Any], str, str]] = [
     (
         {"attr": "mode", "in": ["nearest", "linear"]},
@@ -271,6 +273,26 @@ PREDICATES: list[tuple[dict[str, Any], str, str]] = [
         "(int64 m, bool c, float[2] x) => (y, z) { y, z = Loop(m, c, x) <body = b (int64 i, bool p, float[2] v) => (bool q, float[2] w, float[2] s) { q = Identity(p) w = Add(v, v) s = Identity(v) }> }",
         "(int64 m, bool c, float[2] x) => (y) { y = Loop(m, c, x) <body = b (int64 i, bool p, float[2] v) => (bool q, float[2] w) { q = Identity(p) w = Add(v, v) }> }",
     ),
+    (
+        {"input": 0, "constant": "runtime"},
+        BRANCHES_OF % (", bool c", "", "float[M] p", "p = Relu(x)", "float[N] q", "q = Neg(x)"),
+        BRANCHES_OF % ("", "<bool c = {1}>", "float[M] p", "p = Relu(x)", "float[N] q", "q = Neg(x)"),
+    ),
+    (
+        {"branches": "same_rank"},
+        BRANCHES_OF % (", bool c", "", "float[M] p", "p = Relu(x)", "float[N] q", "q = Concat<axis=0>(x, x)"),
+        BRANCHES_OF % (", bool c", "", "float[M] p", "p = Relu(x)", "float q", "q = ReduceMax<keepdims=0>(x)"),
+    ),
+    (
+        {"branches": "same_shape"},
+        BRANCHES_OF % (", bool c", "", "float[M] p", "p = Relu(x)", "float[N] q", "q = Neg(x)"),
+        BRANCHES_OF % (", bool c", "", "float[M] p", "p = Relu(x)", "float[N] q", "q = Concat<axis=0>(x, x)"),
+    ),
+    (
+        {"input": 1, "whole_steps": True},
+        "(float[2] x) => (y) <float[2] c = {1.7, 0.2}> { y = Add(x, c) }",
+        "(float[2] x) => (y) <float[2] c = {1.7, 0.3}> { y = Add(x, c) }",
+    ),
     ({"inputs_max": 1}, X + "{ y = Clip(x) }", X + "{ y = Clip(x, x) }"),
     (
         {"split": "even"},
@@ -339,6 +361,20 @@ def test_predicates_in_use_are_all_tried() -> None:
         ({"input": 1, "values_in": [0]}, "(float[2] x, float[2] c) => (y) { y = Add(x, c) }"),
         ({"scaled_dims": 2}, '(float[1,3,8,8] x, float[4] s) => (y) { y = Resize<mode="cubic">(x, , s) }'),
         ({"padded_dims": 2}, "(float[2,2,2] x, int64[6] p) => (y) { y = Pad(x, p) }"),
+        (
+            {"input": 0, "constant": "runtime"},
+            """(float[N] x, int64[1] n) => (y) { s = Shape(x) b = Equal(s, s) c = Squeeze(b)
+                y = If(c) <then_branch = t () => (p) { p = Relu(x) }, else_branch = e () => (q) { q = Neg(x) }> }""",
+        ),
+        (
+            {"branches": "same_rank"},
+            BRANCHES_OF % (", bool c", "", "p", "p = com.acme.Op(x)", "q", "q = Neg(x)"),
+        ),
+        (
+            {"branches": "same_shape"},
+            """(float[N] x, float[M] z, bool c) => (y)
+                { y = If(c) <then_branch = t () => (p) { p = Relu(x) }, else_branch = e () => (q) { q = Neg(z) }> }""",
+        ),
         ({"split": "even"}, "(float[N] x) => (y) { y, z = Split<num_outputs=2>(x) }"),
     ],
 )
@@ -547,6 +583,21 @@ def test_what_nothing_uses_or_what_folds_is_met_and_marked() -> None:
     assert found(used, "rtx", live_only=True) == [("Det", Effect.REFUSED, "no-importer")]
 
 
+def test_what_folds_is_found_alike_from_below_and_from_above() -> None:
+    text = """(float[2,2] x, float[N] f, bool c) => (y) <float[2,2] w = {1,2,3,4}>
+        { s = Shape(x) d = Shape(f) z = NonZero(w) n = Shape(z) m = Neg(w) a = Add(m, w) p = Add(s, d) e = Mul(x, w)
+        y = If(c) <then_branch = t () => (p1) { k = Constant<value = float {1}>() q = Add(k, m) p1 = Mul(q, x) },
+                   else_branch = u () => (r) { v = Abs(a) r = Relu(v) }> }"""
+    graph, facts = graph_of(text), limits.Facts()
+    nodes = [node for scope in graph.walk() for node in scope.nodes()]
+    fold = {n.output(0) for n in nodes if facts.folds(n)}
+    assert fold == {"z", "n", "m", "a", "q", "v", "r"}
+    for node in nodes:
+        names = [name for name in (*node.inputs, *node.captured) if name]
+        asked = limits.Facts()
+        assert (node.output(0) in fold) == (names != [] and all(asked.constant(node.graph, n, "foldable") for n in names))
+
+
 def test_a_value_a_body_captures_is_used() -> None:
     text = """(float[2,2] x, bool c) => (y) { d = Det(x)
         y = If(c) <then_branch = t () => (p) { p = Add(x, d) }, else_branch = e () => (q) { q = Relu(x) }> }"""
@@ -598,6 +649,20 @@ def node_tests(every: int) -> Iterator[tuple[str, onnx.ModelProto]]:
         cases = collect_testcases(None)
     for case in cases[::every]:
         yield case.name, case.model
+
+
+@pytest.mark.parametrize("name", ["trt-7.2", "trt-8.2", "rtx-1.7"])
+def test_a_node_is_judged_alike_alone_and_in_its_graph(name: str) -> None:
+    """In a graph, limits on dtypes that none of its values has are not looked at."""
+    target, hit = matrix.target(name), 0
+    for _, model in node_tests(every=13):
+        graph = shapes.index(Model(model))
+        judged = {n: (v.limit, [a.limit for a in v.also]) for n, v in matrix.judge_graph(graph, target)}
+        for node in graph.nodes():
+            alone = matrix.judge(node, target)
+            assert judged.get(node) == (alone and (alone.limit, [a.limit for a in alone.also])), node
+            hit += alone is not None
+    assert hit > 50
 
 
 @pytest.mark.skipif(bool(backends.absent("tensorrt_rtx")), reason="TensorRT-RTX is not installed")

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onnxfix.commands.common import FINE, add_loudness, add_target, end, names, shipped
+from onnxfix.commands.common import FINE, add_freezing, add_loudness, add_target, end, names, shipped
 from onnxfix.errors import RequestError
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ def add(commands: Any) -> None:
         "  onnxfix gate model.onnx --target jetson-nano\n"
         "  onnxfix gate models/ 'exports/**/*.onnx' --target jetpack-6.1 --rules jetson.yml\n"
         "  onnxfix gate models/ --target rtx-1.7 --require parse --format sarif --output gate.sarif\n"
+        "  onnxfix gate detect.onnx --target jetson-nano --freeze k=100 --set-shape images:1x3x640x640\n"
         "  onnxfix gate models/ --target jetson-nano --write-baseline known.json\n"
         "  onnxfix gate models/ --target jetson-nano --baseline known.json\n\n"
         "exit status: 0 when no model is refused, also when the matrix could not decide on some; 1 when one is\n"
@@ -36,6 +37,7 @@ def add(commands: Any) -> None:
     command.add_argument("paths", metavar="PATH", nargs="+", help="an .onnx file, a folder of them, or a pattern")
     add_target(command, "the target; the rule file's own when left out")
     command.add_argument("-r", "--rules", metavar="R", help="judge what is refused as `apply` by these rules leaves it")
+    add_freezing(command)
     expected = command.add_mutually_exclusive_group()
     expected.add_argument("--baseline", metavar="FILE", help="findings that are known, and don't fail")
     expected.add_argument("--write-baseline", metavar="FILE", help="write the findings there, as known from now on")
@@ -73,6 +75,8 @@ def run(args: argparse.Namespace) -> int:
             rules=args.rules,
             baseline=args.baseline,
             require=args.require,
+            freeze=dict(args.freeze),
+            set_shape=dict(args.set_shape),
             jobs=args.jobs,
             progress=bar,
         )

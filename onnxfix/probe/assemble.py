@@ -52,12 +52,18 @@ class Agreement:
 
 
 def judge_as_one(model: Any, target: matrix.Target) -> tuple[str, str]:
-    """("taken" | "refused" | "undecided", limit) of a model as a whole."""
-    found = list(matrix.judge_model(shapes.index(model if isinstance(model, Model) else Model(model)), target))
-    for word, effects in (("refused", REFUSING), ("undecided", {Effect.UNDECIDED})):
-        for _, verdict in found:
-            if verdict.effect in effects:
-                return word, verdict.limit
+    """("taken" | "refused" | "undecided", limit) of a model as a whole: what the parser makes of it.
+
+    Where it is open whether an engine can be built, or whether something is ignored, the parser takes the model.
+    """
+    judged = matrix.judge_model(shapes.index(model if isinstance(model, Model) else Model(model)), target)
+    found = [each for _, verdict in judged for each in (verdict, *verdict.also)]
+    for each in found:
+        if each.effect in REFUSING:
+            return "refused", each.limit
+    for each in found:
+        if each.effect is Effect.UNDECIDED and each.at_worst not in (Effect.BUILD_FAILS, Effect.WRONG):
+            return "undecided", each.limit
     return "taken", ""
 
 
