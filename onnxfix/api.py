@@ -18,7 +18,6 @@ from typing import Any
 from onnxfix import (
     __version__,
     backends,
-    build,
     catalog,
     changeproof,
     engine,
@@ -27,9 +26,12 @@ from onnxfix import (
     prove,
     record,
     shapes,
+    skeleton,
     verdict,
 )
 from onnxfix import freeze as freezing
+from onnxfix import plan as plans
+from onnxfix.backends import options
 from onnxfix.catalog import RuleSet
 from onnxfix.errors import RequestError
 from onnxfix.graph import Graph
@@ -122,7 +124,7 @@ def apply(
     destination = Path(output) if output else source.with_name(f"{source.stem}.fixed.onnx")
     backends.use_plugins(plugins)
     if not dry_run:
-        _check_places(source, destination, build_to, report_to)
+        check_places(source, destination, build_to, report_to)
 
     def run(leave: Mapping[Site, str], observer: engine.Observer | None) -> Rewritten:
         shown = functools.partial(progress, "rules") if progress else None
@@ -163,7 +165,7 @@ def apply(
     )
     if dry_run:
         notes = (*report.notes, "dry run: nothing was proved or written")
-        report = replace(_judged(report, goal), notes=notes)
+        report = replace(judged(report, goal), notes=notes)
     else:
         report = _prove_and_write(
             report, loaded, goal, ruleset, destination, required, inputs, done.frozen, build_to, progress, proved,
@@ -196,7 +198,7 @@ def _prove_and_write(
                 continue
             if name == "readback":
                 if checks[-1].name == "build" and checks[-1].status is Status.PASSED:
-                    checks.append(prove.readback(plan))
+                    checks.append(plans.readback(plan, draft.path))
                 continue
             if name == "changes":
                 checks += [proved] if proved is not None else []
@@ -206,10 +208,10 @@ def _prove_and_write(
             so_far = replace(report, checks=tuple(checks))
             checks.append(_check(name, draft.path, plan, so_far, ruleset, inputs, frozen))
         report = replace(report, checks=tuple(checks), output_sha256=draft.sha256())
-        report = _judged(report, goal)
-        stopped = _stopped(report, (*required, *(["changes"] if stop and _failed(proved) else [])))
-        if stopped:
-            notes = (*report.notes, f"nothing was written: {stopped}")
+        report = judged(report, goal)
+        reason = stopped(report, (*required, *(["changes"] if stop and _failed(proved) else [])))
+        if reason:
+            notes = (*report.notes, f"nothing was written: {reason}")
             report = replace(report, output="", output_sha256="", notes=notes)
         else:
             draft.publish()
@@ -246,7 +248,7 @@ def _check(
     parity = report.check("parity")
     sizes: list[dict[str, int]] = parity.figures.get("sizes", []) if parity else []
     dims = {symbol: (size, size, size) for symbol, size in sizes[0].items()} if sizes else {}
-    return prove.build(path, plan, build.BuildOptions(dims=dims, **ruleset.build))
+    return prove.build(path, plan, options.read(ruleset.build, dims=dims))
 
 
 def _findings(graph: Graph, goal: matrix.Target, ruleset: RuleSet) -> tuple[Finding, ...]:
@@ -263,7 +265,7 @@ def _required(require: Sequence[str], ruleset: RuleSet, build_to: PathLike | Non
     return tuple(wanted)
 
 
-def _check_places(source: Path, destination: Path, build_to: PathLike | None, report_to: PathLike | None) -> None:
+def check_places(source: Path, destination: Path, build_to: PathLike | None, report_to: PathLike | None) -> None:
     """Find out before the work, not after it, that its results have no place to go."""
     places = [destination, *(Path(p) for p in (build_to, report_to) if p)]
     if len({p.absolute() for p in places}) < len(places):
@@ -353,7 +355,7 @@ def _run_proved(
 
 
 def _as_rules_saw_it(source: Path, freeze: freezing.Values | None, set_shape: freezing.Shapes | None) -> Model:
-    model = load(source)
+    model = skeleton.load(source)
     freezing.apply(model, freeze, set_shape)
     return model
 
@@ -365,14 +367,14 @@ def _failed(check: Check | None) -> bool:
 # ---- how it ended ----
 
 
-def _judged(report: Report, goal: matrix.Target) -> Report:
+def judged(report: Report, goal: matrix.Target) -> Report:
     """The report with its verdict, and where the matrix and the target's own parser differ a note on that."""
-    judged = verdict.judge(goal, report.remaining, report.checks)
+    said = verdict.judge(goal, report.remaining, report.checks)
     differ = verdict.disagreement(goal, report.remaining, report.checks)
-    return replace(report, verdict=judged.word, judged=judged.why, notes=(*report.notes, *([differ] if differ else [])))
+    return replace(report, verdict=said.word, judged=said.why, notes=(*report.notes, *([differ] if differ else [])))
 
 
-def _stopped(report: Report, required: Sequence[str]) -> str:
+def stopped(report: Report, required: Sequence[str]) -> str:
     """Why the output must not be written, "" when it may be."""
     for check in report.checks:
         if check.status is Status.FAILED and (check.name in required or verdict.is_broken(check)):

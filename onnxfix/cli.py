@@ -14,13 +14,29 @@ import threading
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from onnxfix.commands import apply, diff, doctor, gate, inspect, matrix, reduce, rules, verify
+from onnxfix.commands import (
+    apply,
+    bench,
+    build,
+    bundle,
+    convert,
+    diff,
+    doctor,
+    gate,
+    inspect,
+    matrix,
+    plan,
+    reduce,
+    rules,
+    verify,
+)
 from onnxfix.commands.common import EXIT_STATUS, FINE, WRONG, end, say
 from onnxfix.errors import OnnxfixError, RequestError
 
 INTERRUPTED, BROKEN_PIPE, TERMINATED = 130, 141, 143  # 128 + the signal's number, as shells have it
 
-COMMANDS = (inspect, apply, gate, verify, reduce, diff, rules, matrix, doctor)  # in the order of `onnxfix --help`
+# As in `onnxfix --help`.
+COMMANDS = (inspect, apply, convert, build, gate, verify, reduce, diff, bench, plan, bundle, rules, matrix, doctor)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -92,6 +108,9 @@ def _parser() -> argparse.ArgumentParser:
         epilog="examples:\n"
         "  onnxfix inspect model.onnx --target jetson-nano    what would be refused, and what would help\n"
         "  onnxfix apply model.onnx --rules jetson.yml        rewrite, prove, write model.fixed.onnx\n"
+        "  onnxfix build model.onnx -o model.plan             an engine, read back and described\n"
+        "  onnxfix plan check model.plan                      why a plan won't load, before TensorRT says it\n"
+        "  onnxfix bundle model.onnx -t jetson-nano -o nano   what a board needs that can't install onnxfix\n"
         "  onnxfix gate models/ --target jetson-nano          does the board take all of them: for CI\n"
         "  onnxfix verify model.onnx model.fixed.onnx         the same numbers, or the first node that differs\n"
         "  onnxfix reduce model.onnx --fails parse            the smallest model that is still refused\n"

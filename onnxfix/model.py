@@ -100,17 +100,18 @@ def parse(data: bytes, name: object = "model") -> onnx.ModelProto:
     try:
         proto.ParseFromString(data)
     except DecodeError:
-        raise ModelError(f"{name}: not an ONNX model ({_looks_like(data)}); give a .onnx file") from None
+        raise ModelError(f"{name}: not an ONNX model ({looks_like(data)}); give a .onnx file") from None
     # Nearly any bytes parse as *some* protobuf, so ask for what every model has.
     if not proto.HasField("graph") or not proto.ir_version:
-        raise ModelError(f"{name}: not an ONNX model ({_looks_like(data)}); give a .onnx file")
+        raise ModelError(f"{name}: not an ONNX model ({looks_like(data)}); give a .onnx file")
     if not proto.opset_import:
         raise ModelError(f"{name}: the model imports no opset; it is damaged or of 2017, export it again")
     names.check(proto, name)
     return proto
 
 
-def _looks_like(data: bytes) -> str:
+def looks_like(data: bytes) -> str:
+    """What bytes that are no model, or no plan, seem to be instead."""
     for magic, kind in (
         (b"version https://git-lfs", "a git-lfs pointer: run `git lfs pull`"),
         (b"ftrt", "a TensorRT engine"),
@@ -217,7 +218,7 @@ class Draft:
             raise RequestError(f"{destination}: is a folder; name a file with -o")
         if model.path and destination.exists() and os.path.samefile(model.path, destination):
             raise RequestError(f"{destination}: is the input itself; give another name with -o")
-        _remove_stale(destination)
+        remove_stale(destination)
         self.folder = parent / f".{destination.name}.onnxfix-{os.getpid()}-{secrets.token_hex(4)}"
         self._shares = any(is_external(t) for t in model.tensors()) and (model.directory.resolve() == parent.resolve())
         self.path = (
@@ -312,7 +313,7 @@ def _reason(error: OSError) -> str:
     return error.strerror or str(error)
 
 
-def _remove_stale(destination: Path) -> None:
+def remove_stale(destination: Path) -> None:
     """Remove drafts of this destination whose process is gone."""
     pattern = re.compile(re.escape(f".{destination.name}.onnxfix-") + r"(\d+)-[0-9a-f]{8}(\.onnx)?$")
     with contextlib.suppress(OSError):

@@ -1,10 +1,11 @@
-"""The proofs: structure, parse, parity, build, readback. Each returns a Check; a failing model raises nothing.
+"""The proofs: structure, parse, parity, build. Each returns a Check; a failing model raises nothing.
 
 A proof that could not run says so with Status.NOT_RUN and the reason; it is never taken for a passed one.
 """
 
 from __future__ import annotations
 
+import functools
 import re
 import time
 from collections import defaultdict
@@ -16,13 +17,14 @@ from typing import Any
 import numpy as np
 import onnx
 
+from onnxfix import skeleton
 from onnxfix.backends import BackendError, feeds, trt
 from onnxfix.backends.compare import Compared, compare, worst
 from onnxfix.backends.images import Preprocessing
 from onnxfix.backends.metrics import Metric
 from onnxfix.errors import ModelError, OnnxfixError, RequestError, UnavailableError
 from onnxfix.graph import Graph, Node
-from onnxfix.model import is_external, load, nbytes, one_line
+from onnxfix.model import load, one_line
 from onnxfix.report import Check, Effect, Finding, Safety, Status, Where
 
 Progress = Callable[[str, "float | None"], None]
@@ -62,23 +64,13 @@ def _fault(path: Path) -> str:
         small = path.stat().st_size <= INLINE_LIMIT
         onnx.checker.check_model(str(path), full_check=small)
         if not small:
-            onnx.shape_inference.infer_shapes(_skeleton(path), check_type=True, strict_mode=True)
+            # The weights' dtypes and shapes are all that inference needs of them.
+            onnx.shape_inference.infer_shapes(skeleton.load(path).proto, check_type=True, strict_mode=True)
     except OSError as error:
         return f"{path}: {error.strerror}"
     except Exception as error:  # ValidationError, InferenceError and what their C++ side lets through
         return one_line(error)
     return ""
-
-
-def _skeleton(path: Path) -> onnx.ModelProto:
-    """The model without its large weights: shape inference needs their dtype and shape only."""
-    model = load(path)
-    for tensor in model.tensors():
-        if nbytes(tensor) > 1024 and not is_external(tensor):
-            kept = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
-            kept.data_location = onnx.TensorProto.EXTERNAL
-            tensor.CopyFrom(kept)
-    return model.proto
 
 
 # ---- parse ----
@@ -112,10 +104,37 @@ def _died(name: str, path: Path, error: BackendError) -> Check:
     where = Where("", "")
     if place := re.search(r", at node (\S.*?) \[(\w+)\]", str(error)):
         where = Where(place[1], place[2])
-    detail = f"{error} ({path.name})"
+    detail = f"{_sentence(str(error)) or error} ({path.name})"
     effect = Effect.REFUSED if name == "parse" else Effect.BUILD_FAILS
-    findings = (Finding(where, effect, str(error), by),) if isinstance(error, trt.DiedError) else ()
+    findings: tuple[Finding, ...] = ()
+    if isinstance(error, trt.DiedError):
+        findings = (Finding(where, effect, str(error), by),)
+    elif name == "build":
+        findings = _told(path, [str(error)], effect, by)
     return Check(name, Status.FAILED, by, detail, findings=findings)
+
+
+def _told(path: Path, texts: Iterable[str], effect: Effect, by: str) -> tuple[Finding, ...]:
+    """What TensorRT said of nodes that it named, as a Finding at each of them."""
+    words = {text: list(filter(None, _BETWEEN_NAMES.split(text))) for text in texts}
+    if not words:
+        return ()
+    try:
+        scopes = Graph.of(load(path)).scopes()
+    except ModelError:
+        return ()
+    nodes = {_parser_name(node): node for scope in scopes for node in scope.nodes()}
+    return tuple(
+        Finding(nodes[name].where(), effect, _sentence(text) or text, by, text, limit=f"builder/{effect.value}")
+        for text, names in words.items()
+        for name in dict.fromkeys(names)
+        if name in nodes
+    )
+
+
+# What stands between the names in a message: "node {ForeignNode[a...b]}", "IElementWiseLayer a: ...", "node a + b.",
+# and of a body "'$$myelin$$then^a'".
+_BETWEEN_NAMES = re.compile(r"\.\.\.|[.:]?(?:[\s{}\[\](),;^'\"]+|$)")
 
 
 def _findings(
@@ -182,14 +201,20 @@ def _reason(refusal: trt.Refusal) -> str:
     if asserted := re.search(r'&& "(.+?)"', text):
         # In an error about a graph input, the parser's source file is the input's name.
         return f"graph input {refusal.file}: {asserted[1]}" if refusal.func == "importInput" else asserted[1]
-    if usage := re.search(r"Error Code \d+: [\w ]+ \((.+?)\.? In \w+ at ", text):
-        return usage[1]
+    if usage := _sentence(text):
+        return usage
     if failed := re.match(r"Assertion failed: .+?: (.+)", text):
         return failed[1].strip()
     if text not in ("false", ""):
         return text
     # The parser's error is bare; the logger may have said why just before.
     return refusal.said[-1] if refusal.said else f"the parser does not take {refusal.node_operator} here"
+
+
+def _sentence(text: str) -> str:
+    """What stands in TensorRT's frame of an error, "" where there is no such frame."""
+    framed = re.search(r"Error Code \d+: [\w ]+ \((?:\[[\w.]+:\d+: \w+\] )?(.+?)\.? In \w+ at ", text)
+    return framed[1] if framed else ""
 
 
 def _evidence(refusal: trt.Refusal) -> str:
@@ -206,6 +231,7 @@ def _first(findings: Sequence[Finding]) -> str:
 # ---- parity ----
 
 SAMPLES_KEPT = 3  # for whoever looks for the place of a difference
+HELD_BYTES = 256 << 20  # of outputs, while two large models take turns
 
 # Relative to the output's largest magnitude.
 TOLERANCES = {Safety.EXACT: 1e-6, Safety.CLOSE: 1e-5}
@@ -281,6 +307,7 @@ def parity(
     if unknown := [name for name in dims or {} if name not in feeds.axes(one.inputs)]:
         axes = ", ".join(feeds.axes(one.inputs)) or "none"
         raise RequestError(f"{before}: no dynamic axis called '{unknown[0]}'; there are {axes}")
+    held = HELD_BYTES if _take_turns(before, after) else 0
     with one, other:
         if inputs is not None:
             samples: Iterator[feeds.Feeds] = iter(feeds.read(inputs, one.inputs, preprocessing))
@@ -288,7 +315,7 @@ def parity(
             return Check("parity", Status.NOT_RUN, by, f"{reason}: give inputs with --inputs")
         else:
             samples = _profiled(one, other, seeds, seen, dims) if dims else _seeded(one, other, seeds, seen)
-        _compare_all(one, other, samples, tolerance, seen, progress)
+        _compare_all(one, other, samples, tolerance, seen, progress, held)
         if samples_to is not None:
             samples_to += [*([seen.beyond[0]] if seen.beyond else []), *seen.kept][:SAMPLES_KEPT]
         if seen.beyond and not _repeatable(one, *seen.beyond):
@@ -314,6 +341,9 @@ class _Frozen:
     def __exit__(self, *error: object) -> None:
         self.runner.__exit__(*error)
 
+    def rest(self) -> None:
+        self.runner.rest()
+
     def __str__(self) -> str:
         return str(self.runner)
 
@@ -332,6 +362,8 @@ def _runners(before: Path, after: Path) -> tuple[Any, Any]:
 
     try:
         one = ort.Runner(before)
+        if _take_turns(before, after):
+            one.rest()
         try:
             return one, ort.Runner(after)
         except ort.UnsupportedError:
@@ -343,6 +375,11 @@ def _runners(before: Path, after: Path) -> tuple[Any, Any]:
             return reference.Runner(before), reference.Runner(after)
         except OnnxfixError as second:
             raise BackendError(f"ONNX Runtime: {error}; {second}") from None
+
+
+def _take_turns(before: Path, after: Path) -> bool:
+    """Whether the two are too large to be in memory together."""
+    return before.stat().st_size + after.stat().st_size > INLINE_LIMIT
 
 
 def _interface(one: Any, other: Any) -> str:
@@ -385,7 +422,7 @@ def _profiled(
         if sizes not in seen.sizes:
             working, ways = _working(one, iter([sizes]), seeds[0], seen)
             if working is None:
-                seen.missed.append(_sizes(sizes))
+                seen.missed.append(feeds.words(sizes))
             else:
                 yield from _drawn(one, ways, seeds[:1])
 
@@ -407,28 +444,20 @@ def _working(
     one: Any, sizes: Iterator[feeds.Sizes], seed: int, seen: _Samples
 ) -> tuple[feeds.Sizes | None, list[feeds.Draw]]:
     """The first sizes the original runs at, and the ways to fill its inputs that it takes there."""
-    for chosen in sizes:
-        if seen.late() and (seen.sizes or seen.failing):
-            break
-        if feeds.too_large(one.inputs, chosen):
-            seen.failing.append(f"{_sizes(chosen)}: over {feeds.LARGEST:,} input elements")
-            continue
-        ways, reason = [], ""
-        for draw in feeds.draws(one.inputs, chosen):
-            try:
-                one.run(feeds.seeded(one.inputs, draw, seed))
-                ways.append(draw)
-            except BackendError as error:
-                reason = reason or str(error)
-        if ways:
-            # The narrower integer range is for models that refuse the wider one.
-            widest = [w for w in ways if w.ints == ways[0].ints]
-            seen.sizes.append(dict(chosen))
-            if len(widest) > 1:
-                seen.integers.update(w.scalar for w in widest)
-            return chosen, widest
-        seen.failing.append(f"{_sizes(chosen)}: {reason}")
-    return None, []
+
+    def late() -> bool:
+        return seen.late() and bool(seen.sizes or seen.failing)
+
+    ways = feeds.working(one.run, one.inputs, sizes, seed, seen.failing, late)
+    if not ways:
+        return None, []
+    # The narrower integer range is for models that refuse the wider one.
+    widest = [w for w in ways if w.ints == ways[0].ints]
+    chosen = dict(ways[0].sizes)
+    seen.sizes.append(chosen)
+    if len(widest) > 1:
+        seen.integers.update(w.scalar for w in widest)
+    return chosen, widest
 
 
 def _compare_all(
@@ -438,10 +467,25 @@ def _compare_all(
     tolerance: _Tolerance,
     seen: _Samples,
     progress: Progress | None,
+    held: int,
 ) -> None:
-    dtypes = {t.name: t.dtype for t in other.inputs}
+    """Run both on every sample. With `held` they take turns: one at a time is in memory, beside that many bytes of
+    the first one's outputs."""
+    waiting: list[tuple[feeds.Feeds, dict[str, Any]]] = []
+
+    def compare_waiting() -> None:
+        if held:
+            one.rest()
+        for sample, expected in waiting:
+            _compare_sample(other, sample, expected, tolerance, seen)
+        waiting.clear()
+        if held:
+            other.rest()
+
+    if held:
+        other.rest()
     for sample in samples:
-        if seen.ran and seen.late():
+        if seen.fault or (seen.ran and seen.late()):
             break
         if progress:
             progress(f"parity: sample {seen.ran + 1}", None)
@@ -453,17 +497,28 @@ def _compare_all(
         seen.ran += 1
         if len(seen.kept) < SAMPLES_KEPT:
             seen.kept.append(sample)
-        try:
-            got = other.run({n: feeds.cast(a, dtypes[n]) for n, a in sample.items() if n in dtypes})
-        except BackendError as error:
-            seen.fault = f"the fixed model fails where the original runs: {error}"
-            return
-        for name, reference in expected.items():
-            judged = tolerance.of(name, reference), tolerance.metric(name)
-            compared = compare(name, reference, got[name], *judged)
-            seen.compared[name].append(compared)
-            if compared.verdict not in ("equal", "within") and seen.beyond is None:
-                seen.beyond = sample, name
+        waiting.append((sample, expected))
+        if sum(getattr(value, "nbytes", 0) for _, outputs in waiting for value in outputs.values()) >= held:
+            compare_waiting()
+    compare_waiting()
+
+
+def _compare_sample(
+    other: Any, sample: feeds.Feeds, expected: Mapping[str, Any], tolerance: _Tolerance, seen: _Samples
+) -> None:
+    if seen.fault:
+        return
+    dtypes = {t.name: t.dtype for t in other.inputs}
+    try:
+        got = other.run({n: feeds.cast(a, dtypes[n]) for n, a in sample.items() if n in dtypes})
+    except BackendError as error:
+        seen.fault = f"the fixed model fails where the original runs: {error}"
+        return
+    for name, reference in expected.items():
+        compared = compare(name, reference, got[name], tolerance.of(name, reference), tolerance.metric(name))
+        seen.compared[name].append(compared)
+        if compared.verdict not in ("equal", "within") and seen.beyond is None:
+            seen.beyond = sample, name
 
 
 def _repeatable(one: Any, sample: feeds.Feeds, output: str) -> bool:
@@ -585,12 +640,8 @@ def _figures(seen: _Samples, tolerance: _Tolerance, seeds: Sequence[int], inputs
     }
 
 
-def _sizes(chosen: Mapping[str, int]) -> str:
-    return ", ".join(f"{name}={value}" for name, value in chosen.items()) or "its own sizes"
-
-
 def _at(sizes: Sequence[Mapping[str, int]]) -> str:
-    named = [_sizes(s) for s in sizes if s]
+    named = [feeds.words(s) for s in sizes if s]
     return f" at {' and at '.join(named)}" if named else ""
 
 
@@ -606,19 +657,29 @@ def build(path: Path, plan: Path, options: trt.BuildOptions, progress: Progress 
 
     Raises RequestError for settings that the TensorRT at hand can't take.
     """
+    return build_engine(path, plan, options, progress)[0]
+
+
+def build_engine(
+    path: Path, plan: Path, options: trt.BuildOptions, progress: Progress | None = None
+) -> tuple[Check, trt.Built | None]:
+    """`build`, and all that is known of the engine where there is one."""
     tensorrt = trt.shared()
     try:
         about = tensorrt.about()
+        if about.no_driver and not about.capabilities:  # only TensorRT-RTX builds for a GPU that is not here
+            reason = f"{about.no_driver}: {about.flavour} {about.version} builds for the GPU at hand only"
+            return Check("build", Status.NOT_RUN, str(about), reason), None
         built = tensorrt.build(path, plan, options, progress)
     except UnavailableError as error:
-        return Check("build", Status.NOT_RUN, "tensorrt", str(error))
+        return Check("build", Status.NOT_RUN, "tensorrt", str(error)), None
     except BackendError as error:
-        return _died("build", path, error)
+        return _died("build", path, error), None
     by = str(about)
     if built.refusals:
         findings = _findings(path, built.refusals, by)
         refused = f"the parser refuses {_plural(len(findings), 'node')}: {_first(findings)}"
-        return Check("build", Status.FAILED, by, refused, {"warnings": list(built.warnings)}, findings)
+        return Check("build", Status.FAILED, by, refused, {"warnings": list(built.warnings)}, findings), None
     figures = {
         "bytes": built.bytes,
         "seconds": built.seconds,
@@ -627,7 +688,30 @@ def build(path: Path, plan: Path, options: trt.BuildOptions, progress: Progress 
         "shapes": [dict(s) for s in built.shapes],
         "warnings": list(built.warnings),
     }
-    return Check("build", Status.PASSED, by, _built(about, built, options), figures)
+    warned = _told(path, built.warnings, Effect.WARNED, by)
+    return Check("build", Status.PASSED, by, _built(about, built, options), figures, warned), built
+
+
+def onnx_nodes(path: Path, layers: Iterable[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
+    """The layers of an engine with the nodes of the model each is of, named as we name them, not as the parser does."""
+    graph = Graph.of(load(path))
+    labels = dict.fromkeys(label for layer in layers for label in layer["onnx"])
+    index = functools.cache(lambda scope: {_parser_name(node): node for node in scope.nodes()})
+    places = {label: _labelled(graph, label, index) for label in labels}
+    return tuple(
+        {**layer, "onnx": list(dict.fromkeys(filter(None, (places[label] for label in layer["onnx"]))))}
+        for layer in layers
+    )
+
+
+def _labelled(graph: Graph, label: str, index: Callable[[Graph], Mapping[str, Node]]) -> str:
+    """The node of a layer's label, e.g. "node_of_a | tb (then_branch) | node_of_y (If)", "" for the label of none."""
+    name, *stack = label.split(" | ")
+    outermost = stack[-1].rpartition(" (")[0] if stack else name
+    for wanted, scope in ((name, _scope(graph, stack[::-1])), (outermost, graph)):
+        if scope is not None and (node := index(scope).get(wanted)):
+            return node.name or str(node.where())
+    return ""
 
 
 def _built(about: trt.About, built: trt.Built, options: trt.BuildOptions) -> str:
@@ -646,26 +730,3 @@ def _built(about: trt.About, built: trt.Built, options: trt.BuildOptions) -> str
 
 def _dims(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape))
-
-
-def readback(plan: Path, *, seconds: float = 600.0) -> Check:
-    """Load the engine at `plan` again, as far as this machine allows, and say how far that was.
-
-    PASSED needs an execution context; a machine that can't get so far gives NOT_RUN, a bad plan FAILED.
-    """
-    try:
-        about = trt.shared().about()
-        back = trt.shared().readback(plan, seconds=seconds)
-    except UnavailableError as error:
-        return Check("readback", Status.NOT_RUN, "tensorrt", str(error))
-    except BackendError as error:
-        return _died("readback", plan, error)
-    by = str(about)
-    figures = {"stage": back.stage, "bindings": [dict(b) for b in back.bindings]}
-    if back.stage == "context":
-        return Check("readback", Status.PASSED, by, "deserialised, with an execution context", figures)
-    if back.stage == "header":
-        detail = f"the plan's header and size are valid; it could not be deserialised here: {back.detail}"
-        return Check("readback", Status.NOT_RUN, by, detail, figures)
-    fault = "it gives no execution context" if back.stage == "engine" else "the plan can't be read"
-    return Check("readback", Status.FAILED, by, f"{fault}: {one_line(back.detail)}", figures)

@@ -37,6 +37,7 @@ class Effect(str, enum.Enum):
     PLUGIN = "needs a plugin"
     UNDECIDED = "undecided"  # a limit exists that could not be decided (unknown shape, no predicate)
     UNKNOWN = "unknown"  # the matrix has no row for this op; never counted as fine
+    WARNED = "warned"  # built, with a word of TensorRT's on the node
 
 
 class Status(str, enum.Enum):
@@ -127,7 +128,7 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Check:
-    """A proof and its outcome. `name` is structure, changes, parse, parity, build or readback."""
+    """A proof and its outcome: structure, changes, parse, parity; of an engine plugins, precision, build, readback."""
 
     name: str
     status: Status

@@ -14,8 +14,9 @@ import onnx.parser
 import pytest
 
 from onnxfix import backends, prove
-from onnxfix.backends import trt
-from onnxfix.build import BuildOptions, build
+from onnxfix import plan as plans
+from onnxfix.backends import ort, trt
+from onnxfix.backends.trt import BuildOptions
 from onnxfix.errors import RequestError
 from onnxfix.report import Check, Effect, Safety, Status, Where, from_dict, to_dict
 
@@ -189,7 +190,7 @@ def test_without_tensorrt_nothing_passes(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(trt, "absent", lambda module: f"the Python package {module} is not installed")
     path = write(tmp_path, "g (float[2] a) => (float[2] y) { y = Relu(a) }")
     plan = tmp_path / "engine.plan"
-    for check in (prove.parse(path), prove.build(path, plan, BuildOptions()), prove.readback(plan)):
+    for check in (prove.parse(path), prove.build(path, plan, BuildOptions())):
         assert check.status is Status.NOT_RUN
         assert "not installed" in check.detail and "pip install" in check.detail
     prove.close()
@@ -369,6 +370,31 @@ def test_parity_knows_a_random_original(tmp_path: Path) -> None:
     assert check.status is Status.NOT_RUN and "on every run" in check.detail
 
 
+def test_large_models_take_turns_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = write(tmp_path, HEAD + "g (float[n,2] a) => (float[n,2] y) { y = Exp(a) }")
+    together = prove.parity(one, one)
+    held: set[int] = set()
+    most = 0
+    opened, rested = ort.Runner._open, ort.Runner.rest
+
+    def opening(self: ort.Runner) -> object:
+        nonlocal most
+        held.add(id(self))
+        most = max(most, len(held))
+        return opened(self)
+
+    def resting(self: ort.Runner) -> None:
+        held.discard(id(self))
+        rested(self)
+
+    monkeypatch.setattr(ort.Runner, "_open", opening)
+    monkeypatch.setattr(ort.Runner, "rest", resting)
+    monkeypatch.setattr(prove, "INLINE_LIMIT", 0)
+    in_turns = prove.parity(one, one)
+    assert most == 1 and not held
+    assert in_turns == together and in_turns.status is Status.PASSED
+
+
 def test_parity_falls_back_to_the_reference_evaluator(tmp_path: Path) -> None:
     # ONNX Runtime has no kernel for 16-bit integers here.
     text = "g (int16[2,3] x) => (int16[2,3] y) { y = Relu(x) }"
@@ -421,7 +447,7 @@ def test_parity_says_when_outputs_prove_little(tmp_path: Path) -> None:
 def test_build_and_readback(tmp_path: Path) -> None:
     path = write(tmp_path, "g (float[batch,3,8,8] x) => (float[batch,3,8,8] y) { y = Relu(x) }")
     plan = tmp_path / "engine.plan"
-    built, back = build(path, plan, BuildOptions("8.6", dims={"batch": (1, 2, 4)}))
+    built, back = prove.build(path, plan, BuildOptions("8.6", dims={"batch": (1, 2, 4)})), plans.readback(plan, path)
     assert (built.name, built.status) == ("build", Status.PASSED)
     assert f"{plan.stat().st_size:,} bytes for compute capability 8.6" in built.detail
     assert "x from 1x3x8x8 to 4x3x8x8" in built.detail
@@ -433,8 +459,8 @@ def test_build_and_readback(tmp_path: Path) -> None:
 
 @needs_rtx
 def test_build_of_a_refused_model_has_the_findings(tmp_path: Path) -> None:
-    checks = build(write(tmp_path, "g (float[3,3] x) => (float y) { y = Det(x) }"), tmp_path / "engine.plan")
-    (check,) = checks
+    path = write(tmp_path, "g (float[3,3] x) => (float y) { y = Det(x) }")
+    check = prove.build(path, tmp_path / "engine.plan", BuildOptions())
     assert check.status is Status.FAILED and check.findings[0].where.op == "Det"
     assert not (tmp_path / "engine.plan").exists()
 
@@ -445,12 +471,3 @@ def test_build_that_fails_says_why(tmp_path: Path) -> None:
     options = BuildOptions("8.6", dims={"n": (2, 2, 2), "m": (3, 3, 3)})
     check = prove.build(path, tmp_path / "engine.plan", options)
     assert check.status is Status.FAILED and "broadcast" in check.detail.lower()
-
-
-@needs_rtx
-def test_readback_of_no_plan_fails(tmp_path: Path) -> None:
-    plan = tmp_path / "engine.plan"
-    assert prove.readback(plan).status is Status.FAILED
-    plan.write_bytes(b"no plan at all, only some bytes" * 40)
-    check = prove.readback(plan)
-    assert check.status is Status.FAILED and "can't be read" in check.detail

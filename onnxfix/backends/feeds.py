@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from onnxfix.backends import images, quiet
+from onnxfix.backends import BackendError, images, quiet
 from onnxfix.errors import RequestError
 from onnxfix.model import one_line
 
@@ -22,6 +23,8 @@ Sizes = dict[str, int]
 # One range for each seed in turn: images scaled to [0, 1], signals around zero, and wider ones.
 FLOAT_RANGES = ((0.0, 1.0), (-1.0, 1.0), (-3.0, 3.0))
 INT_RANGES = ((0, 7), (0, 1))  # small enough for an index into most things
+# A lower and an upper bound that are inputs, by name: drawn like other numbers, nothing would lie between them.
+BOUNDS = {"min": 0.0, "low": 0.0, "max": 1e4, "high": 1e4, "upper": 1e4}
 # A single integer is often a sample rate, a count or a switch.
 SCALARS = (16000, 1, 0, 8000)
 LENGTHS = (64, 32, 224, 128, 256, 512, 16, 8, 4, 640, 1024, 2, 1)
@@ -118,6 +121,46 @@ def too_large(inputs: Sequence[Tensor], chosen: Mapping[str, int]) -> bool:
     return sum(count(t, chosen) for t in inputs) > LARGEST
 
 
+def working(
+    run: Callable[[Feeds], object],
+    inputs: Sequence[Tensor],
+    tries: Iterable[Sizes],
+    seed: int,
+    failing: list[str],
+    late: Callable[[], bool],
+    most: int | None = None,
+) -> list[Draw]:
+    """The ways to fill the inputs (`most` of them) that `run` takes at the first of these sizes at which it takes any.
+
+    Why it does not run at others goes to `failing`; once it is `late` no more are tried.
+    """
+    for chosen in tries:
+        if late():
+            break
+        if too_large(inputs, chosen):
+            failing.append(f"{words(chosen)}: over {LARGEST:,} input elements")
+            continue
+        ways: list[Draw] = []
+        reason = ""
+        for draw in draws(inputs, chosen):
+            try:
+                run(seeded(inputs, draw, seed))
+                ways.append(draw)
+            except BackendError as error:
+                reason = reason or str(error)
+            if len(ways) == most:
+                break
+        if ways:
+            return ways
+        failing.append(f"{words(chosen)}: {reason}")
+    return []
+
+
+def words(chosen: Mapping[str, int]) -> str:
+    """Sizes of dynamic axes as a reader has them."""
+    return ", ".join(f"{name}={value}" for name, value in chosen.items()) or "its own sizes"
+
+
 def unfillable(inputs: Sequence[Tensor]) -> str:
     """Why seeded inputs can't be made, "" when they can."""
     odd = [t for t in inputs if t.dtype is None or t.dtype.kind not in "biuf"]
@@ -151,7 +194,29 @@ def seeded(inputs: Sequence[Tensor], draw: Draw, seed: int) -> Feeds:
             elif len(shape) == 1:
                 rng = np.random.RandomState(seed)
                 feeds[tensor.name] = rng.randint(draw.ints[0], draw.ints[1] + 1, shape).astype(tensor.dtype)
-    return feeds
+    return feeds | _bounds(inputs, feeds)
+
+
+def _bounds(inputs: Sequence[Tensor], drawn: Feeds) -> Feeds:
+    """Values for single numbers that are bounds by their names, where there are both a lower and an upper one."""
+    numbers = [t for t in inputs if t.dtype is not None and t.dtype.kind == "f" and drawn[t.name].size == 1]
+    found = {t.name: value for t in numbers for word, value in BOUNDS.items() if word in t.name.lower()}
+    if len(set(found.values())) < 2:
+        return {}
+    return {name: np.full_like(drawn[name], value) for name, value in found.items()}
+
+
+def filled(inputs: Sequence[Tensor]) -> Feeds:
+    """Inputs that accompany others: with seed 0, dynamic axes at 1."""
+    return seeded(inputs, Draw(dict.fromkeys(axes(inputs), 1)), 0) if inputs else {}
+
+
+def write(path: Path, samples: Sequence[Feeds]) -> None:
+    """Write samples as a Polygraphy .json."""
+    from polygraphy.json import save_json
+
+    with quiet():
+        save_json([dict(sample) for sample in samples], str(path))
 
 
 def read(
@@ -163,7 +228,7 @@ def read(
     Raises RequestError when the file can't be read, or lacks an input, UnavailableError for images without Pillow.
     """
     if path.is_dir():
-        return _read_images(path, inputs, preprocessing or images.Preprocessing())
+        return list(_read_images(path, inputs, preprocessing or images.Preprocessing()))
     try:
         samples = _read_npz(path) if path.suffix.lower() == ".npz" else _read_json(path)
     except FileNotFoundError:
@@ -173,10 +238,10 @@ def read(
         raise RequestError(f"{path}: no .npz or Polygraphy .json of inputs: {reason}") from None
     if not samples:
         raise RequestError(f"{path}: holds no inputs")
-    return [_fitting(path, i, sample, inputs) for i, sample in enumerate(samples)]
+    return [fitting(path, i, sample, inputs) for i, sample in enumerate(samples)]
 
 
-def _read_images(path: Path, inputs: Sequence[Tensor], how: images.Preprocessing) -> list[Feeds]:
+def _read_images(path: Path, inputs: Sequence[Tensor], how: images.Preprocessing) -> Iterator[Feeds]:
     taking = [t for t in inputs if (t.name == how.input if how.input else len(t.shape) == 4)]
     if len(taking) != 1:
         have = ", ".join(f"{t.name} {_dims(t.shape)}" for t in inputs)
@@ -185,11 +250,62 @@ def _read_images(path: Path, inputs: Sequence[Tensor], how: images.Preprocessing
     others = [t for t in inputs if t is not image]
     if reason := unfillable(others):
         raise RequestError(f"{path}: {reason}, which can't be drawn; give all inputs as .npz")
-    drawn: Feeds = {}
-    if others:
-        drawn = seeded(others, Draw(dict.fromkeys(axes(others), 1)), 0)
-    samples = [{image.name: array, **drawn} for array in images.read(path, image.shape, image.dtype, how)]
-    return [_fitting(path, i, sample, inputs) for i, sample in enumerate(samples)]
+    drawn = filled(others)
+    for i, array in enumerate(images.read(path, image.shape, image.dtype, how)):
+        yield fitting(path, i, {image.name: array, **drawn}, inputs)
+
+
+def stream(path: Path, inputs: Sequence[Tensor], preprocessing: images.Preprocessing | None = None) -> Iterator[Feeds]:
+    """As `read`, but one sample at a time is in memory, and an .npz may hold many.
+
+    Arrays that hold several times the model's first axis (several of it, where it is dynamic) are cut along it.
+    """
+    if path.is_dir():
+        yield from _read_images(path, inputs, preprocessing or images.Preprocessing())
+        return
+    counts = stacked(path, inputs)
+    if not counts:
+        yield from read(path, inputs)
+        return
+    with contextlib.ExitStack() as stack:
+        archive = stack.enter_context(zipfile.ZipFile(path))
+        members = {t.name: stack.enter_context(archive.open(f"{t.name}.npy")) for t in inputs}
+        headers = {name: _header(member) for name, member in members.items()}
+        for i in range(counts):
+            sample = {}
+            for name, (shape, _, dtype) in headers.items():
+                rows = (shape[0] // counts, *shape[1:])
+                data = members[name].read(math.prod(rows) * dtype.itemsize)
+                sample[name] = np.frombuffer(data, dtype).reshape(rows)
+            yield fitting(path, i, sample, inputs)
+
+
+def stacked(path: Path, inputs: Sequence[Tensor]) -> int:
+    """How many samples `stream` cuts the arrays of an .npz into; 0 where they are one, or the file is none."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            counts = {_times(archive, tensor) for tensor in inputs}
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        return 0
+    return counts.pop() if len(counts) == 1 else 0
+
+
+def _times(archive: zipfile.ZipFile, tensor: Tensor) -> int:
+    """How many times the first axis of an input an array holds; 0 where it can't be cut."""
+    with archive.open(f"{tensor.name}.npy") as member:
+        shape, fortran, dtype = _header(member)
+    size = tensor.shape[0] if tensor.shape else 0
+    size = 1 if isinstance(size, str) else size
+    whole = fortran or dtype.hasobject or len(shape) != len(tensor.shape) or not size or shape[0] % size
+    return 0 if whole else shape[0] // size
+
+
+def _header(member: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, whether in Fortran order, and dtype of an open .npy, which then stands at its values."""
+    version = np.lib.format.read_magic(member)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read(member)
+    return shape, fortran, dtype
 
 
 def _read_npz(path: Path) -> list[Feeds]:
@@ -198,7 +314,7 @@ def _read_npz(path: Path) -> list[Feeds]:
     if not zipfile.is_zipfile(path):
         raise ValueError("not an .npz archive")
     with np.load(path) as archive:
-        return [{name: archive[name] for name in archive.files}]
+        return [{name: np.asarray(archive[name]) for name in archive.files}]
 
 
 def _read_json(path: Path) -> list[Feeds]:
@@ -212,7 +328,7 @@ def _read_json(path: Path) -> list[Feeds]:
     return [{name: np.asarray(value) for name, value in sample.items()} for sample in samples]
 
 
-def _fitting(path: Path, position: int, sample: Feeds, inputs: Sequence[Tensor]) -> Feeds:
+def fitting(path: Path, position: int, sample: Feeds, inputs: Sequence[Tensor]) -> Feeds:
     """The sample's arrays for these inputs, in the model's own dtypes."""
     missing = [t.name for t in inputs if t.name not in sample]
     if missing:

@@ -77,6 +77,14 @@ def _value(key: str, value: str) -> Any:
     raise ValueError
 
 
+def files(folder: Path) -> list[Path]:
+    """The images of a folder, in the order of their names. Raises RequestError when there are none."""
+    found = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
+    if not found:
+        raise RequestError(f"{folder}: holds no images ({', '.join(sorted(SUFFIXES))})")
+    return found
+
+
 def read(folder: Path, shape: tuple[int | str, ...], dtype: Any, how: Preprocessing) -> Iterator[np.ndarray]:
     """Each image of the folder as an array of one batch: (1, channels, height, width), or as the layout says.
 
@@ -85,13 +93,11 @@ def read(folder: Path, shape: tuple[int | str, ...], dtype: Any, how: Preprocess
     """
     if why := absent("PIL"):
         raise UnavailableError(f"{why}: pip install 'onnxfix[images]'")
-    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)[: how.limit]
-    if not files:
-        raise RequestError(f"{folder}: holds no images ({', '.join(sorted(SUFFIXES))})")
+    found = files(folder)[: how.limit]
     if len(shape) not in (3, 4):
         raise RequestError(f"{folder}: the input has {len(shape)} axes; images fit three or four")
     height, width = how.size or _own_size(folder, shape, how.layout)
-    for file in files:
+    for file in found:
         pixels = _pixels(file, (height, width), how).astype(np.float64) / how.scale
         pixels = (pixels - np.asarray(how.mean or 0.0)) / np.asarray(how.std or 1.0)
         if how.layout == "nchw":

@@ -23,11 +23,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from onnxfix.backends import HOW_TO_GET, BackendError, absent, child_environment
+from onnxfix.backends.options import Abilities, unsupported
+from onnxfix.backends.options import BuildOptions as BuildOptions
 from onnxfix.errors import RequestError, UnavailableError
 
 FLAVOURS = ("tensorrt", "tensorrt_rtx")  # in order of preference
@@ -82,22 +84,6 @@ class Parsed:
 
 
 @dataclass(frozen=True)
-class BuildOptions:
-    """Settings of an engine build.
-
-    A profile maps inputs with dynamic axes to their (min, opt, max) shapes. Inputs no profile names get sizes from
-    `dims` (symbol -> (min, opt, max); an axis without symbol is called "input[axis]"), or else one likely size.
-    """
-
-    compute_capability: str = ""  # e.g. "8.6": TensorRT-RTX builds for absent GPUs; "" is any it knows
-    workspace_mib: int = 0  # 0 leaves it to TensorRT
-    fp16: bool = False  # a builder flag of TensorRT up to 10; elsewhere precision is written in the graph
-    profiles: tuple[Mapping[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]], ...] = ()
-    dims: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
-    seconds: float = 3600.0  # time limit
-
-
-@dataclass(frozen=True)
 class Built:
     refusals: tuple[Refusal, ...]
     bytes: int = 0
@@ -105,6 +91,7 @@ class Built:
     layers: int = 0
     shapes: tuple[Mapping[str, Any], ...] = ()  # each profile: input -> [min, opt, max], dynamic inputs only
     warnings: tuple[str, ...] = ()
+    layer_list: tuple[Mapping[str, Any], ...] = ()  # {name, type, dtypes, onnx: names of ONNX nodes}
 
 
 @dataclass(frozen=True)
@@ -112,6 +99,8 @@ class Readback:
     stage: str  # the last thing that worked: file, runtime, header, engine or context
     detail: str  # why it went no further
     bindings: tuple[Mapping[str, Any], ...] = ()
+    device_memory: int = 0  # bytes a context takes on the GPU
+    gpu: str = ""  # compute capability of the first GPU here
 
 
 class TensorRT:
@@ -129,6 +118,7 @@ class TensorRT:
         self.memory_mib = memory_mib or memory_limit()
         self._child: Child | None = None
         self._about: About | None = None
+        self._abilities: Abilities | None = None
         self._lock = threading.Lock()
 
     def __enter__(self) -> TensorRT:
@@ -169,6 +159,20 @@ class TensorRT:
             return About(**{**answer, "capabilities": tuple(answer["capabilities"])})
         raise UnavailableError("; ".join(reasons))
 
+    def abilities(self) -> Abilities:
+        """What this release offers for builds, on this machine."""
+        if self._abilities is None:
+            answer = self._call("abilities", 120.0)
+            held: dict[str, Any] = {
+                name: frozenset(value) if isinstance(value, list) else value for name, value in answer.items()
+            }
+            self._abilities = Abilities(**held)
+        return self._abilities
+
+    def creators(self) -> frozenset[tuple[str, str, str]]:
+        """(name, version, namespace) of every plugin that is registered, those of the user's libraries too."""
+        return frozenset((name, version, space) for name, version, space in self._call("creators", 120.0)["creators"])
+
     def parse(self, path: str | Path, *, seconds: float = 600.0) -> Parsed:
         """Give the model at `path` to the parser; every refusal comes back."""
         answer = self._call("parse", seconds, path=_absolute(path))
@@ -185,23 +189,24 @@ class TensorRT:
 
         Raises RequestError for settings this flavour can't take.
         """
-        about = self.about()
-        _check_options(about, options)
-        settings = asdict(options)
-        settings.pop("seconds")
-        answer = self._call(
-            "build", options.seconds, progress, path=_absolute(path), plan=_absolute(plan), options=settings
-        )
+        if problem := unsupported(self.about(), self.abilities(), options):
+            raise RequestError(problem)
+        request = {"path": _absolute(path), "plan": _absolute(plan), "options": options.request()}
+        answer = self._call("build", options.seconds, progress, **request)
         refusals = _refusals(answer)
         if refusals:
             return Built(refusals, warnings=_warnings(answer))
         figures = {name: answer[name] for name in ("bytes", "seconds", "layers")}
-        return Built((), **figures, shapes=tuple(answer["shapes"]), warnings=_warnings(answer))
+        shapes, layers = tuple(answer["shapes"]), tuple(answer["layer_list"])
+        return Built((), **figures, shapes=shapes, warnings=_warnings(answer), layer_list=layers)
 
-    def readback(self, plan: str | Path, *, seconds: float = 600.0) -> Readback:
-        """Load the engine at `plan` as far as this machine allows."""
-        answer = self._call("readback", seconds, plan=_absolute(plan))
-        return Readback(answer["stage"], answer["detail"], tuple(answer.get("bindings", ())))
+    def readback(self, plan: str | Path, *, trusted: bool = False, seconds: float = 600.0) -> Readback:
+        """Load the engine at `plan` as far as this machine allows.
+
+        `trusted` lets a version compatible plan run the runtime it carries, which is code.
+        """
+        answer = self._call("readback", seconds, plan=_absolute(plan), trusted=trusted)
+        return Readback(**{**answer, "bindings": tuple(answer.get("bindings", ()))})
 
     # ---- the child ----
 
@@ -360,20 +365,6 @@ def _one_line(text: str) -> str:
 
 def _absolute(path: str | Path) -> str:
     return str(Path(path).absolute())
-
-
-def _check_options(about: About, options: BuildOptions) -> None:
-    capability = options.compute_capability
-    if options.fp16 and (about.flavour == "tensorrt_rtx" or int(about.version.split(".")[0]) >= 11):
-        raise RequestError(
-            f"{about.flavour} {about.version} has no FP16 flag, its networks are strongly typed: "
-            "write the precision in the model"
-        )
-    if about.capabilities and capability and capability not in about.capabilities:
-        raise RequestError(
-            f"{about.flavour} {about.version} does not build for compute capability {capability}; "
-            f"it does for {', '.join(about.capabilities)}"
-        )
 
 
 # What the parser prints around every error, and CUDA's complaint that follows any error where there is no GPU.

@@ -16,14 +16,17 @@ import importlib
 import json
 import os
 import queue
+import re
 import shutil
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
+
+from onnxfix.backends.options import CALIBRATORS, arguments, finish
 
 AT_NODE = ("Static check for parsing node: ", "Parsing node: ")
 MESSAGES_KEPT = 400
@@ -93,6 +96,32 @@ class Session:
             "capabilities": [f"{n[2:-1]}.{n[-1]}" for n in names],
         }
 
+    def abilities(self) -> dict[str, Any]:
+        trt = self.trt
+
+        def members(enum: str) -> list[str]:
+            return list(getattr(getattr(trt, enum, None), "__members__", ()))
+
+        here = not no_driver()
+        return {
+            "flags": members("BuilderFlag"),
+            "pools": members("MemoryPoolType"),
+            "networks": members("NetworkDefinitionCreationFlag"),
+            "settings": [name for name in dir(trt.IBuilderConfig) if not name.startswith("_")],
+            "calibrators": [name for name in CALIBRATORS.values() if hasattr(trt, name)],
+            # A builder of TensorRT itself can't even be made without a driver.
+            "dla_cores": trt.Builder(self._logger()).num_DLA_cores if here else 0,
+            "gpu": compute_capability() if here else "",
+        }
+
+    def creators(self) -> dict[str, Any]:
+        self._load_plugins()
+        self.trt.init_libnvinfer_plugins(self._logger(), "")
+        registry = self.trt.get_plugin_registry()
+        # The older list, which newer releases dropped, knows the older plugin interface only.
+        found = registry.all_creators if hasattr(registry, "all_creators") else registry.plugin_creator_list
+        return {"creators": [[c.name, c.plugin_version, c.plugin_namespace] for c in found]}
+
     def parse(self, path: str) -> dict[str, Any]:
         parsed, refusals = self._parse(path)
         network = parsed[1]
@@ -105,33 +134,18 @@ class Session:
         return {"supported": self.trt.OnnxParser(network, get_trt_logger()).supports_operator(op)}
 
     def build(self, path: str, plan: str, options: dict[str, Any]) -> dict[str, Any]:
-        from polygraphy.backend.trt import CreateConfig, PostprocessConfig, engine_bytes_from_network
+        from polygraphy.backend.trt import engine_bytes_from_network
 
-        parsed, refusals = self._parse(path)
+        compatible = options["version_compatible"] or options["hardware_compatible"]
+        parsed, refusals = self._parse(path, strongly_typed=options["strongly_typed"], native_norm=compatible)
         if refusals:
             return {"refusals": refusals, "messages": self.messages}
         network = parsed[1]
         self.messages.clear()
-        profiles, shapes = self._profiles(network, options)
-        settings: dict[str, Any] = {"profiles": profiles}
-        if options["workspace_mib"]:
-            settings["memory_pool_limits"] = {self.trt.MemoryPoolType.WORKSPACE: options["workspace_mib"] << 20}
-        if options["fp16"]:
-            settings["fp16"] = True
-        if hasattr(self.trt, "IProgressMonitor"):
-            settings["progress_monitor"] = self._monitor()
-        config: Any = CreateConfig(**settings)
-        capability = options["compute_capability"]
-        if capability and hasattr(self.trt, "ComputeCapability"):
-            level = getattr(self.trt.ComputeCapability, "SM" + capability.replace(".", ""))
-
-            def aim(builder: Any, network: Any, config: Any) -> None:
-                config.num_compute_capabilities = 1
-                config.set_compute_capability(level, 0)
-
-            config = PostprocessConfig(config, aim)
+        config, shapes = self._config(network, options)
+        timings = {"save_timing_cache": options["timing_cache"]} if options["timing_cache"] else {}
         started = time.monotonic()
-        engine = engine_bytes_from_network(parsed, config=config)
+        engine = engine_bytes_from_network(parsed, config=config, **timings)
         seconds = time.monotonic() - started
         data = memoryview(engine)
         write_whole(Path(plan), data)
@@ -141,19 +155,25 @@ class Session:
             "seconds": round(seconds, 3),
             "layers": network.num_layers,
             "shapes": shapes,
+            "layer_list": self._inspected(data) or parsed_layers(network),
             "messages": self.messages,
         }
 
-    def readback(self, plan: str) -> dict[str, Any]:
-        """How far the plan gets: file, runtime, header, engine, context; with the reason it went no further."""
+    def readback(self, plan: str, trusted: bool = False) -> dict[str, Any]:
+        """How far the plan gets: runtime, header, engine, context; with the reason it went no further.
+
+        A version compatible plan may carry the runtime that loads it, which is code: only a `trusted` one may run it.
+        """
         from polygraphy.backend.trt import engine_from_bytes, get_trt_logger
 
         self._load_plugins()
         data = Path(plan).read_bytes()
         runtime = self.trt.Runtime(get_trt_logger())
+        if trusted and hasattr(runtime, "engine_host_code_allowed"):
+            runtime.engine_host_code_allowed = True
+        answer: dict[str, Any] = {"gpu": "" if no_driver() else compute_capability()}
         if not data:
-            return {"stage": "runtime", "detail": "the file is empty"}
-        driver = no_driver()
+            return {**answer, "stage": "runtime", "detail": "the file is empty"}
         if hasattr(runtime, "get_engine_validity"):
             _validity, diagnostics = runtime.get_engine_validity(data)
             flags = self.trt.EngineInvalidityDiagnostics.__members__
@@ -161,18 +181,19 @@ class Session:
             # The format is looked at first. Without a driver it then can't ask for the GPU, and names no fault.
             if faults:
                 bad = {"malformed engine", "version mismatch"} & set(faults)
-                return {"stage": "runtime" if bad else "header", "detail": ", ".join(faults)}
+                return {**answer, "stage": "runtime" if bad else "header", "detail": ", ".join(faults)}
         self.messages.clear()
         engine = None
         with contextlib.suppress(Exception):  # PolygraphyException without details: the logger has them
-            engine = engine_from_bytes(data)
+            engine = engine_from_bytes(data, runtime)
         if engine is None:
-            reason = next((m for _s, m in self.messages), "TensorRT gave no reason")
+            reason = self._first_error()
             # The plan's header and size are checked before the first call into CUDA.
-            if driver and "cudaError" in reason:
-                return {"stage": "header", "detail": driver}
-            return {"stage": "runtime", "detail": reason}
-        bindings = [
+            if (driver := no_driver()) and "cudaError" in reason:
+                return {**answer, "stage": "header", "detail": driver}
+            return {**answer, "stage": "runtime", "detail": reason}
+        answer["device_memory"] = device_memory(engine)
+        answer["bindings"] = [
             {
                 "name": name,
                 "mode": engine.get_tensor_mode(name).name.lower(),
@@ -182,20 +203,32 @@ class Session:
             for name in (engine.get_tensor_name(i) for i in range(engine.num_io_tensors))
         ]
         if engine.create_execution_context() is None:
-            reason = next((m for _s, m in self.messages), "TensorRT gave no reason")
-            return {"stage": "engine", "detail": reason, "bindings": bindings}
-        return {"stage": "context", "detail": "", "bindings": bindings}
+            reason = self._first_error()
+            return {**answer, "stage": "engine", "detail": reason}
+        return {**answer, "stage": "context", "detail": ""}
 
     # ---- parts ----
 
-    def _parse(self, path: str) -> tuple[tuple[Any, Any, Any], list[dict[str, Any]]]:
-        """The model on Polygraphy's network and logger. Its own loader raises without the parser's details."""
-        from polygraphy.backend.trt import create_network, get_trt_logger
+    def _logger(self) -> Any:
+        from polygraphy.backend.trt import get_trt_logger
+
+        return get_trt_logger()
+
+    def _parse(
+        self, path: str, *, strongly_typed: bool = False, native_norm: bool = False
+    ) -> tuple[tuple[Any, Any, Any], list[dict[str, Any]]]:
+        """The model on Polygraphy's network and logger. Its own loader raises without the parser's details.
+
+        `native_norm` takes InstanceNormalization as a layer, not as a plugin, which a compatible engine can't hold.
+        """
+        from polygraphy.backend.trt import create_network
 
         self._load_plugins()
-        builder, network = create_network()
-        self.trt.init_libnvinfer_plugins(get_trt_logger(), "")
-        parser = self.trt.OnnxParser(network, get_trt_logger())
+        builder, network = create_network(strongly_typed=strongly_typed)
+        self.trt.init_libnvinfer_plugins(self._logger(), "")
+        parser = self.trt.OnnxParser(network, self._logger())
+        if native_norm:
+            parser.set_flag(self.trt.OnnxParserFlag.NATIVE_INSTANCENORM)
         # From the path, not from bytes, so that external data is found.
         accepted = parser.parse_from_file(path)
         self.at("")
@@ -232,19 +265,69 @@ class Session:
             "stack": list(read("local_function_stack", [])),
         }
 
+    def _first_error(self) -> str:
+        said = sorted(self.messages, key=lambda message: message[0] == "warning")  # stable: the first error leads
+        return said[0][1] if said else "TensorRT gave no reason"
+
     def _last_words(self) -> str:
         errors = [text for severity, text in self.messages if severity != "warning"]
         return errors[-1] if errors else "the parser gave no reason"
+
+    def _config(self, network: Any, options: dict[str, Any]) -> tuple[Any, list[dict[str, Any]]]:
+        """Polygraphy's maker of the builder configuration, and the shapes of the profiles in words."""
+        from polygraphy.backend.trt import CreateConfig, PostprocessConfig
+
+        trt = self.trt
+        profiles, shapes = self._profiles(network, options)
+        settings = {"profiles": profiles, **arguments(trt, options)}
+        if hasattr(trt, "IProgressMonitor"):
+            settings["progress_monitor"] = self._monitor()
+        batches = Batches(Path(options["calibration"])) if options["calibration"] else None
+        if batches or options["calibration_cache"]:
+            settings["calibrator"] = self._calibrator(batches, options)
+        if self.flavour == "tensorrt_rtx":
+            from polygraphy.backend.tensorrt_rtx import CreateConfigRTX as CreateConfig
+
+        def rest(builder: Any, network: Any, config: Any) -> None:
+            finish(trt, config, options)
+            if batches:
+                config.set_calibration_profile(batches.profile(network).to_trt(builder, network))
+
+        return PostprocessConfig(CreateConfig(**settings), rest), shapes
+
+    def _calibrator(self, batches: Batches | None, options: dict[str, Any]) -> Any:
+        """TensorRT asks it for batches only when the cache holds nothing."""
+        from polygraphy.backend.trt import Calibrator
+
+        base = getattr(self.trt, CALIBRATORS[options["calibrator"]])
+        return Calibrator(batches or [], cache=options["calibration_cache"] or None, BaseClass=base)
+
+    def _inspected(self, plan: memoryview) -> list[dict[str, Any]]:
+        """The engine's own layers, fused as they are; none where the engine can't be loaded."""
+        from polygraphy.backend.trt import engine_from_bytes
+
+        if no_driver():
+            return []
+        heard = list(self.messages)
+        try:
+            inspector = engine_from_bytes(bytes(plan)).create_engine_inspector()
+            return engine_layers(inspector.get_engine_information(self.trt.LayerInformationFormat.JSON))
+        except Exception:  # an engine for another GPU: what was parsed is known all the same
+            return []
+        finally:
+            self.messages = heard  # whether it loads is asked by reading it back
 
     def _profiles(self, network: Any, options: dict[str, Any]) -> tuple[list[Any], list[dict[str, Any]]]:
         """Optimisation profiles for inputs with dynamic axes, and the shapes in words: name -> [min, opt, max]."""
         from polygraphy.backend.trt import Profile
 
         inputs = [network.get_input(i) for i in range(network.num_inputs)]
-        dynamic = [t for t in inputs if -1 in tuple(t.shape)]
+        given = options["profiles"] or [{}]
+        # Of an input that is a shape itself, the profile holds values; Polygraphy fills in those of the others.
+        valued = {name for wanted in given for name in wanted}
+        dynamic = [t for t in inputs if -1 in tuple(t.shape) or (t.is_shape_tensor and t.name in valued)]
         if not dynamic:
             return [Profile()], []
-        given = options["profiles"] or [{}]
         profiles, words = [], []
         for wanted in given:
             profile, shapes = Profile(), {}
@@ -297,6 +380,64 @@ class Session:
         return Monitor()
 
 
+class Batches:
+    """Calibration data: a folder of .npz files (arrays in the order of `names`), one at a time in memory."""
+
+    def __init__(self, folder: Path) -> None:
+        self.paths = sorted(folder.glob("*.npz"))
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return map(self._read, self.paths)
+
+    def profile(self, network: Any) -> Any:
+        """The profile that calibration runs at: the shapes of the first batch."""
+        from polygraphy.backend.trt import Profile
+
+        profile, first = Profile(), self._read(self.paths[0])
+        for tensor in (network.get_input(i) for i in range(network.num_inputs)):
+            profile.add(tensor.name, *[first[tensor.name].shape] * 3)
+        return profile
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        import numpy as np
+
+        with np.load(path) as arrays:
+            return {str(name): arrays[f"arr_{i}"] for i, name in enumerate(arrays["names"])}
+
+
+def parsed_layers(network: Any) -> list[dict[str, Any]]:
+    """The layers that the parser made, each with the ONNX nodes it is of."""
+    return [parsed_layer(network.get_layer(i)) for i in range(network.num_layers)]
+
+
+def parsed_layer(layer: Any) -> dict[str, Any]:
+    outputs = [layer.get_output(i) for i in range(layer.num_outputs)]
+    # Before 8.6 there is no metadata; the layer is then called what the node is.
+    onnx = onnx_nodes(layer.metadata) if hasattr(layer, "metadata") else [layer.name]
+    dtypes = [t.dtype.name.lower() for t in outputs if t is not None]
+    return {"name": layer.name, "type": layer.type.name.lower(), "dtypes": dtypes, "onnx": onnx}
+
+
+def engine_layers(text: str) -> list[dict[str, Any]]:
+    """The layers of an engine from its inspector's JSON. Built with names only, that is all there is of a layer."""
+    layers = [item if isinstance(item, dict) else {"Name": item} for item in json.loads(text)["Layers"]]
+    return [
+        {
+            "name": layer["Name"],
+            "type": layer.get("LayerType", "").lower(),
+            "dtypes": [output.get("Format/Datatype", "") for output in layer.get("Outputs", ())],
+            # Before 8.6 there is no metadata; fused layers are then called as their nodes are, joined.
+            "onnx": onnx_nodes(layer["Metadata"]) if "Metadata" in layer else layer["Name"].split(" + "),
+        }
+        for layer in layers
+    ]
+
+
+def onnx_nodes(metadata: str) -> list[str]:
+    """The ONNX nodes a layer is of: its metadata lists them as "[ONNX Layer: name]", one after the other."""
+    return list(dict.fromkeys(re.findall(r"\[ONNX Layer: (.*?)\](?=$|\s|\[|\x1e|\x1f|,)", metadata)))
+
+
 def default_shapes(tensor: Any, dims: dict[str, list[int]]) -> list[list[int]]:
     """[min, opt, max] of an input without a profile: sizes from `dims` by symbol, else one fixed, likely size."""
     shape = list(tensor.shape)
@@ -310,11 +451,23 @@ def default_shapes(tensor: Any, dims: dict[str, list[int]]) -> list[list[int]]:
     return shapes
 
 
+def _cuda() -> ctypes.CDLL:
+    return ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+
+
+def compute_capability() -> str:
+    """That of the first GPU, e.g. "8.7"; there must be a driver. The two attributes are 75 and 76 of CUDA's list."""
+    value, numbers = ctypes.c_int(0), []
+    for attribute in (75, 76):
+        _cuda().cuDeviceGetAttribute(ctypes.byref(value), attribute, 0)
+        numbers.append(str(value.value))
+    return ".".join(numbers)
+
+
 def no_driver() -> str:
     """Why no CUDA device can be used, "" when one can."""
-    library = "nvcuda.dll" if os.name == "nt" else "libcuda.so.1"
     try:
-        cuda = ctypes.CDLL(library)
+        cuda = _cuda()
     except OSError:
         return "no NVIDIA driver"
     if status := cuda.cuInit(0):
@@ -322,6 +475,12 @@ def no_driver() -> str:
     count = ctypes.c_int(0)
     cuda.cuDeviceGetCount(ctypes.byref(count))
     return "" if count.value else "no NVIDIA GPU"
+
+
+def device_memory(engine: Any) -> int:
+    """Bytes an execution context of the engine takes on the GPU for what lies between its layers."""
+    name = "device_memory_size_v2" if hasattr(engine, "device_memory_size_v2") else "device_memory_size"
+    return int(getattr(engine, name))
 
 
 def write_whole(path: Path, data: memoryview) -> None:

@@ -101,19 +101,23 @@ def add_loudness(command: argparse.ArgumentParser, verbose: str, quiet: str = "n
 
 def add_feeding(command: argparse.ArgumentParser) -> None:
     command.add_argument("--inputs", metavar="DATA", help=".npz, Polygraphy's .json, or a folder of images")
+    add_preprocess(command)
+    command.add_argument("--seeds", metavar="A,B", type=_seeds, default=(0, 1, 2), help="of drawn inputs (0,1,2)")
+    command.add_argument(
+        "--dims", metavar="AXIS=MIN:OPT:MAX", type=axis_sizes, action="append", default=[],
+        help="sizes of a dynamic axis to run at, or one size; may be given several times",
+    )  # fmt: skip
+
+
+def add_preprocess(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--preprocess", metavar="KEY=VALUE,...", default="",
         help="how an image becomes an input: size=HEIGHTxWIDTH, layout=nchw|nhwc, color=rgb|bgr|gray, scale=255, "
         "mean=A/B/C, std=A/B/C, fit=stretch|letterbox|crop, input=NAME, limit=16",
     )  # fmt: skip
-    command.add_argument("--seeds", metavar="A,B", type=_seeds, default=(0, 1, 2), help="of drawn inputs (0,1,2)")
-    command.add_argument(
-        "--dims", metavar="AXIS=MIN:OPT:MAX", type=_axis_sizes, action="append", default=[],
-        help="sizes of a dynamic axis to run at, or one size; may be given several times",
-    )  # fmt: skip
 
 
-def _axis_sizes(text: str) -> tuple[str, tuple[int, int, int]]:
+def axis_sizes(text: str) -> tuple[str, tuple[int, int, int]]:
     name, _, sizes = text.rpartition("=")
     given = [int(s) for s in sizes.split(":") if s.isdecimal() and s.isascii()]
     given = given * 3 if len(given) == 1 else given
@@ -127,6 +131,18 @@ def _seeds(text: str) -> tuple[int, ...]:
         return tuple(int(s) for s in text.split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(f"'{text}': give whole numbers with commas") from None
+
+
+def tolerance(text: str) -> tuple[str, float]:
+    """Output and number of "[OUTPUT=]T", for argparse."""
+    output, _, value = text.rpartition("=")
+    try:
+        number = float(value)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError(f"'{text}': give a number, or an output, '=' and a number")
+    return output, number
 
 
 def names(text: str) -> list[str]:

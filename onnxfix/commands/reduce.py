@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from onnxfix.commands.common import FINE, add_format, add_target, emit
+from onnxfix.commands.common import FINE, add_format, add_preprocess, add_target, emit
 
 
 def add(commands: Any) -> None:
@@ -36,6 +36,8 @@ def add(commands: Any) -> None:
     other.add_argument("--against", metavar="OTHER", help="for parity: the model that should give the same numbers")
     other.add_argument("-r", "--rules", metavar="R", default="", help="for parity: rules that should not change it")
     add_target(command, "with --rules, the target instead of the rule file's own")
+    command.add_argument("--inputs", metavar="DATA", help="for parity: .npz, Polygraphy's .json, or a folder of images")
+    add_preprocess(command)
     command.add_argument("--node", metavar="NAME", default="", help="of several failures, that of this node or op")
     command.add_argument("--seconds", metavar="S", type=float, default=60.0, help="limit of one trial (default: 60)")
     command.add_argument("--memory", metavar="MIB", type=int, help="memory limit of one trial, in MiB")
@@ -49,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
     from dataclasses import replace
 
     from onnxfix import reduce
+    from onnxfix.backends import images
     from onnxfix.model import write_atomic
     from onnxfix.render import progress, proof
 
@@ -64,6 +67,8 @@ def run(args: argparse.Namespace) -> int:
             seconds=args.seconds,
             memory_mib=args.memory,
             trials=args.trials,
+            inputs=args.inputs,
+            preprocessing=images.parse(args.preprocess) if args.preprocess else None,
             progress=bar,
         )
     page = Path(found.output).with_suffix(".md")

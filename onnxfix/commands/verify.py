@@ -15,6 +15,7 @@ from onnxfix.commands.common import (
     add_loudness,
     emit,
     end,
+    tolerance,
 )
 
 
@@ -38,7 +39,7 @@ def add(commands: Any) -> None:
     command.add_argument("--precision", metavar="P", default="", help="fp16: run the FP16 form; say what it can't hold")
     add_feeding(command)
     command.add_argument(
-        "--tolerance", metavar="[OUTPUT=]T", type=_tolerance, action="append", default=[],
+        "--tolerance", metavar="[OUTPUT=]T", type=tolerance, action="append", default=[],
         help="the error allowed, relative to the output's largest magnitude (default: 1e-5; fp16: 1e-2)",
     )  # fmt: skip
     command.add_argument(
@@ -76,14 +77,3 @@ def run(args: argparse.Namespace) -> int:
     if args.require and proof.unproved(found):
         return end(UNPROVED, f"the parity did not run: {found.check.detail}")
     return FINE
-
-
-def _tolerance(text: str) -> tuple[str, float]:
-    output, _, value = text.rpartition("=")
-    try:
-        number = float(value)
-    except ValueError:
-        number = -1.0
-    if not 0 <= number < float("inf"):
-        raise argparse.ArgumentTypeError(f"'{text}': give a number, or an output, '=' and a number")
-    return output, number

@@ -16,8 +16,11 @@ STAGES = {
     "parity": "comparing the numbers",
     "bisect": "comparing inner values",
     "reduce": "trying smaller models",
+    "calibrate": "measuring inner values",
     "build": "building the engine",
     "readback": "reading the engine back",
+    "load": "loading the models",
+    "bench": "measuring",
 }
 
 

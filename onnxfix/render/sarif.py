@@ -76,7 +76,7 @@ def _rule(identity: str, findings: list[Finding], rules: Mapping[str, Rule]) -> 
     first = findings[0]
     says = _general(first.reason) if identity != UNREADABLE else "The file is no model that can be read and judged."
     helpers = [rules[r] for r in dict.fromkeys(r for f in findings for r in f.rules) if r in rules]
-    levels = {"undecided": "warning", "needs a plugin": "warning"}
+    levels = {"undecided": "warning", "needs a plugin": "warning", "warned": "note"}
     return {
         "id": identity,
         "name": "".join(part.capitalize() for part in re.split(r"[^A-Za-z0-9]+", identity)),
@@ -95,6 +95,7 @@ _EFFECTS = {
     "needs a plugin": "The node is a plugin's: without that plugin the parser reports an error.",
     "undecided": "Whether the target takes the node hangs on something the file does not tell.",
     "unknown": "The support matrix knows nothing of this operator, which is never taken for good.",
+    "warned": "TensorRT built an engine, and had a warning about this node.",
 }
 
 

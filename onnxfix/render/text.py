@@ -258,9 +258,10 @@ def _skipped(skipped: Sequence[Skipped], verbose: bool) -> Iterator[Block]:
     yield Entries(f"skipped: {len(skipped)}", entries)
 
 
-def _checks(checks: Sequence[Check], verbose: bool) -> Iterator[Block]:
-    yield Entries("checks", [Entry(c.status.value, f"{c.name}: {c.detail}", [("by", c.by)]) for c in checks])
-    for check in checks:
+def checks(done: Sequence[Check], verbose: bool) -> Iterator[Block]:
+    """The proofs and how they ended, each with what it found."""
+    yield Entries("checks", [Entry(c.status.value, f"{c.name}: {c.detail}", [("by", c.by)]) for c in done])
+    for check in done:
         if check.findings:
             yield from findings(f"{check.name}: findings of {check.by}", check.findings, verbose)
 
@@ -269,15 +270,16 @@ def _checks(checks: Sequence[Check], verbose: bool) -> Iterator[Block]:
 
 
 def report(done: Report, verbose: bool = False) -> Iterator[Block]:
-    """All of a run of `apply`."""
+    """All of a run of `apply` or `build`."""
     yield Facts([*_run(done), *(("note", note) for note in done.notes)])
     yield from findings(f"findings in the input: {len(done.findings) or 'none'}", done.findings, verbose)
-    yield from _changes(done.changes, verbose)
-    yield from _skipped(done.skipped, verbose)
-    if done.changes or done.remaining:
+    if done.rules:
+        yield from _changes(done.changes, verbose)
+        yield from _skipped(done.skipped, verbose)
+    if done.rules and (done.changes or done.remaining):
         yield from findings(f"findings that remain: {len(done.remaining) or 'none'}", done.remaining, verbose)
     if done.checks:
-        yield from _checks(done.checks, verbose)
+        yield from checks(done.checks, verbose)
 
 
 def summary(done: Report) -> Iterator[Block]:
@@ -289,10 +291,13 @@ def _run(done: Report) -> Iterator[tuple[str, str]]:
     yield "model", done.model
     yield "output", done.output or "nothing written"
     yield "target", done.target
-    yield "rules", done.rules
+    if done.rules:
+        yield "rules", done.rules
     yield "verdict", done.verdict
     if done.judged:
         yield "judged", done.judged
+    if not done.rules:
+        return
     changes = plural(len(done.changes), "change")
     yield "findings", f"{len(done.findings)} before, {len(done.remaining)} after {changes}"
 
