@@ -1,62 +1,36 @@
 """A child process for trials in ONNX Runtime: what crashes, hangs or eats memory there is an outcome, not the end.
 
-The same pipes and limits as TensorRT's child (`onnxfix.backends.worker`). As a program, `python -m onnxfix.trial`,
-it is that child.
+As a program, `python -m onnxfix.trial`, this is that child (see `onnxfix.backends.workers`).
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from onnxfix import catalog, engine, matrix, prove, shapes
-from onnxfix.backends import HOW_TO_GET, BackendError, absent, feeds, ort, trt, worker
+import numpy as np
+import onnx
+
+from onnxfix import catalog, engine, matrix, prove, shapes, skeleton
+from onnxfix.backends import HOW_TO_GET, BackendError, absent, feeds, ort, reference, worker, workers
+from onnxfix.cutting import write_inlined
 from onnxfix.errors import UnavailableError
 from onnxfix.model import load
-from onnxfix.report import Safety, to_dict
+from onnxfix.report import Check, Safety, to_dict
 
+INPUTS = "inputs.json"  # what the last comparison was made on
 SIZES_TRIED = 3  # sizes of dynamic axes at which a model must fail, each, to count as failing
 
 
-class Worker:
-    """The child, started with the first call and again after one that killed it. A context manager."""
+class Worker(workers.Worker):
+    """The child. Raises UnavailableError without ONNX Runtime or Polygraphy."""
 
     def __init__(self, *, memory_mib: int | None = None) -> None:
         for module in ("onnxruntime", "polygraphy"):
             if why := absent(module):
                 raise UnavailableError(f"{why}: {HOW_TO_GET[module]}")
-        self._memory_mib = memory_mib or trt.memory_limit()
-        self._child: trt.Child | None = None
-
-    def __enter__(self) -> Worker:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        if self._child:
-            self._child.end()
-            self._child = None
-
-    @property
-    def pid(self) -> int | None:
-        """Process id of the child, None when there is none now."""
-        return self._child.process.pid if self._child else None
-
-    def ask(self, do: str, seconds: float, **request: Any) -> dict[str, Any]:
-        """One of the methods of `Trials`. Raises DiedError when the child dies, BackendError with its own words."""
-        if self._child is None or self._child.process.poll() is not None:
-            self.__exit__()
-            self._child = trt.Child("onnxruntime", self._memory_mib, "onnxfix.trial", "ONNX Runtime")
-            self._child.ask({"do": "ready"}, 120.0, None)  # not at the expense of the first trial
-        try:
-            return self._child.ask({"do": do, **request}, seconds, None)
-        except BaseException as error:
-            if type(error) is not BackendError:
-                self.__exit__()
-            raise
+        super().__init__("onnxfix.trial", "ONNX Runtime", memory_mib=memory_mib)
 
 
 class Trials:
@@ -64,6 +38,7 @@ class Trials:
 
     def __init__(self, _flavour: str, _folder: Path, _send: Callable[[dict[str, Any]], None]) -> None:
         self.messages: list[tuple[str, str]] = []
+        self.whole: dict[str, tuple[ort.Session, set[str]]] = {}
 
     def ready(self) -> dict[str, Any]:
         """Import what the others need."""
@@ -91,11 +66,55 @@ class Trials:
                     return {"stage": "", "reason": ""}
         return {"stage": "run", "reason": reason}
 
-    def parity(self, path: str, against: str, safety: str, budget: float) -> Any:
-        """The parity of two files, as a Check's dict."""
-        return to_dict(prove.parity(Path(path), Path(against), safety=Safety(safety), seconds=budget))
+    def parity(self, path: str, against: str, safety: str, **request: Any) -> Any:
+        """The parity of two files, as a Check's dict; see `_parity`."""
+        return to_dict(self._parity(path, against, Safety(safety), {}, **request))
 
-    def rules(self, path: str, rules: str, target: str, budget: float) -> Any:
+    def _parity(
+        self,
+        path: str,
+        after: str,
+        safety: Safety,
+        tolerances: Mapping[str, float],
+        folder: str,
+        given: dict[str, str] | None,
+        budget: float,
+    ) -> Check:
+        """On what `given` makes of their inputs, which is left in the folder as INPUTS, or on drawn ones."""
+        inputs = Path(folder, INPUTS) if given else None
+        if given and inputs:
+            feeds.write(inputs, self._inputs(Path(path), **given))
+        return prove.parity(
+            Path(path), Path(after), safety=safety, tolerances=tolerances, inputs=inputs, seconds=budget
+        )
+
+    def _inputs(self, path: Path, model: str, samples: str) -> list[feeds.Feeds]:
+        """Inputs of the part of a model at `path`: the values they are in the whole `model`, run on these samples.
+
+        What is no value of the main graph is drawn.
+        """
+        wanted = [reference.tensor(v) for v in load(path).proto.graph.input]
+        whole, names = self._whole(model)
+        found = []
+        for sample in feeds.read(Path(samples), whole.inputs):
+            inner = [t.name for t in wanted if t.name in names and t.name not in sample]
+            known = {**sample, **whole.run(sample, inner)}
+            drawn = feeds.filled([t for t in wanted if t.name not in known])
+            found.append({t.name: _corner({**drawn, **known}[t.name], t.shape) for t in wanted})
+        return found
+
+    def _whole(self, model: str) -> tuple[ort.Session, set[str]]:
+        """A session that hands out every value of the main graph, and their names."""
+        if model not in self.whole:
+            light = skeleton.load(Path(model))
+            outputs = {v.name for v in light.proto.graph.output}
+            made = [o for n in light.proto.graph.node for o in n.output if o]
+            light.proto.graph.output.extend(onnx.ValueInfoProto(name=o) for o in made if o not in outputs)
+            session = ort.Session(light.proto.SerializeToString(), light.directory, exact=True)
+            self.whole[model] = session, set(made)
+        return self.whole[model]
+
+    def rules(self, path: str, rules: str, target: str, folder: str, **request: Any) -> Any:
         """The parity of a model and of what a rule file makes of it, as a Check's dict."""
         model = load(path)
         ruleset = catalog.load_set(rules)
@@ -104,17 +123,18 @@ class Trials:
         judge = lambda node: matrix.judge(node, goal)  # noqa: E731
         done = engine.run(graph, ruleset.rules, goal, judge, allow=ruleset.allow, options=ruleset.options)
         worst = max((c.safety for c in done.changes), key=lambda s: s.rank, default=Safety.EXACT)
-        handle, after = tempfile.mkstemp(suffix=".onnx", dir=Path(path).parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(model.proto.SerializeToString())
-            check = prove.parity(
-                Path(path), Path(after), safety=worst, tolerances=ruleset.tolerances, seconds=budget
-            )
-            return {**to_dict(check), "rules": [c.rule for c in done.changes]}
-        finally:
-            with contextlib.suppress(OSError):
-                os.unlink(after)
+        after = Path(folder, "after.onnx")
+        if not write_inlined(model.proto, model, after):
+            raise BackendError("the model is too large for trials")
+        check = self._parity(path, str(after), worst, ruleset.tolerances, folder=folder, **request)
+        return {**to_dict(check), "rules": [c.rule for c in done.changes]}
+
+
+def _corner(array: np.ndarray, shape: Sequence[int | str]) -> np.ndarray:
+    """So much of the array as an input of this shape takes: the search makes axes smaller, too."""
+    if array.ndim != len(shape):
+        return array
+    return array[tuple(slice(0, d if isinstance(d, int) else None) for d in shape)]
 
 
 if __name__ == "__main__":

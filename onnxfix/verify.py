@@ -19,15 +19,15 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxfix import difference, prove, shapes
+from onnxfix import difference, prove, shapes, skeleton
 from onnxfix.backends import BackendError, feeds, half, ort, reference
 from onnxfix.backends.compare import Compared, compare
 from onnxfix.backends.images import Preprocessing
 from onnxfix.backends.metrics import Metric
+from onnxfix.cutting import write_inlined
 from onnxfix.errors import OnnxfixError, RequestError
 from onnxfix.graph import FROM_KEY, RULE_KEY, Graph, Node
 from onnxfix.model import PROTOBUF_LIMIT, Model, load
-from onnxfix.reduce import write_inlined
 from onnxfix.report import Check, Safety, Status
 
 BATCH_BYTES = 256 << 20  # of values held at a time, on either side
@@ -117,7 +117,7 @@ def verify(
     if after is None and not precision:
         raise RequestError("give the other model, or --precision fp16")
     one, other = Path(before), Path(after or before)
-    load(one), load(other)
+    lights = skeleton.load(one), skeleton.load(other)
     stated = dict(tolerances or {})
     general = stated.pop("", HALF_TOLERANCE if precision else prove.TOLERANCES[Safety.CLOSE])
     samples: list[feeds.Feeds] = []
@@ -126,13 +126,13 @@ def verify(
         if precision:
             compared = Path(folder, "fp16.onnx")
             try:
-                weights = half.convert(other, compared)
+                weights = half.convert(other, compared, rounded=True)
             except BackendError as error:
                 check = Check("parity", Status.NOT_RUN, "onnxruntime", str(error))
                 return Verification(str(one), str(other), check, precision)
-        elif renamed := _under_names(load(other), load(one)):
+        elif renamed := _under_names(lights[1], like=lights[0]):
             compared = Path(folder, "renamed.onnx")
-            if not write_inlined(renamed, load(other), compared):
+            if not write_inlined(renamed, lights[1], compared):
                 raise RequestError(f"{other}: too large to give its inputs and outputs the other model's names")
         # Lossy, since nothing else has its limits stated, and by both names, since "close" widens FP16 outputs.
         safety = Safety.LOSSY if precision or "" in (tolerances or {}) else Safety.CLOSE
@@ -157,7 +157,8 @@ def verify(
         found = Verification(str(one), str(other), _told(check), precision)
         if samples and (precision or check.status is Status.FAILED):
             # Where only inputs and outputs were renamed, the inner values bear the names of the model as it was.
-            pairs = match(Graph.of(load(one)), Graph.of(load(compared if precision else other)))
+            twin = compared if precision else other
+            pairs = match(Graph.of(skeleton.load(one)), Graph.of(skeleton.load(twin)))
             found = _locate(found, one, compared, pairs, samples, general, progress)
         if precision:
             found = replace(found, unfit=(*_weights(other), *found.unfit))
@@ -273,7 +274,7 @@ def _locate(
     progress: Progress | None,
 ) -> Verification:
     """With the error of every matched value, the first that differs, and for FP16 the values it does not hold."""
-    graph, twin = shapes.index(load(one)), shapes.index(load(other))
+    graph, twin = shapes.index(skeleton.load(one)), shapes.index(skeleton.load(other))
     if not pairs:
         return replace(found, notes=(*found.notes, "no inner values of the two models correspond"))
     steps: list[Step] = []

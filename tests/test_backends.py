@@ -334,6 +334,16 @@ def test_seeded_inputs_repeat_and_keep_dtype_and_shape() -> None:
     assert not np.array_equal(first["image"], feeds.seeded(inputs, draw, 2)["image"])
 
 
+def test_seeded_bounds_leave_room_between_them() -> None:
+    """An fmin drawn above its fmax would let nothing through, and prove nothing."""
+    inputs = [tensor("audio", "float32", 1, 9), tensor("fmin", "float32"), tensor("fmax", "float32", 1)]
+    for seed in range(3):
+        drawn = feeds.seeded(inputs, feeds.Draw({}), seed)
+        assert drawn["fmin"] == 0.0 and drawn["fmax"] == [1e4] and drawn["fmax"].dtype == np.float32
+    alone = feeds.seeded(inputs[:2], feeds.Draw({}), 1)
+    assert 0.0 < abs(alone["fmin"]) <= 1.0
+
+
 def test_sizes_start_with_the_likely_and_keep_what_is_fixed() -> None:
     inputs = [tensor("x", "float32", "batch", "c", "h", "w"), tensor("y", "float32", "batch", "t")]
     parts = feeds.axes(inputs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 import onnxfix
 from onnxfix import catalog, changeproof, engine, matrix, shapes
+from onnxfix.backends import ort
 from onnxfix.catalog import RuleSet
 from onnxfix.errors import RequestError
 from onnxfix.model import Model
@@ -143,6 +145,24 @@ def test_changes_inside_functions_are_proved_at_a_call(make: Any, verdict: str) 
     assert [p.verdict for p in prove(FUNCTION, Rewriting("Neg", make))[0]] == [verdict]
 
 
+def test_a_change_that_hands_on_a_wrong_value_is_not_accused() -> None:
+    """The first takes the sequence apart in the wrong order; the second reads its parts in the sequence's place."""
+    text = """<ir_version: 8, opset_import: ["": 14]> g (float[2, 2] x) => (float[2] y) <int64 zero = {0}, int64 one = {1}>
+    { l = SplitToSequence<axis = 1, keepdims = 0>(x) a = SequenceAt(l, zero) b = SequenceAt(l, one) y = Div(a, b) }"""
+    parts: list[str] = []
+
+    def split(edit: Edit, node: Node) -> Any:
+        columns = [edit.add("Gather", [node.input(0), np.int64(i)], axis=1) for i in (1, 0)]
+        parts.extend(columns)
+        return edit.add("SequenceConstruct", columns)
+
+    known = Rewriting("SequenceAt", lambda e, n: parts[int(n.input(1) == "one")], identity="known")
+    proofs, _ = prove(text, Rewriting("SplitToSequence", split), known)
+    # The last one takes the sequence away, too: what it replaces and what it hands on are of the same origin.
+    assert [p.verdict for p in proofs] == ["differs", "not run", "equal"]
+    assert "it rests on SplitToSequence" in proofs[1].detail
+
+
 def test_random_numbers_prove_nothing() -> None:
     text = CHAIN.replace("b = Abs(a)", "b = RandomUniformLike(a)")
     proofs, _ = prove(text, Rewriting("RandomUniformLike", lambda e, n: e.add("Abs", [n.input(0)])))
@@ -172,6 +192,69 @@ def test_small_batches_prove_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
              Rewriting("Sub", lambda e, n: e.add("Add", [n.input(0), e.add("Neg", [n.input(1)])]), identity="sub")]  # fmt: skip
     monkeypatch.setattr(changeproof, "BATCH_BYTES", 1)
     assert [p.verdict for p in prove(CHAIN, *rules)[0]] == ["equal", "equal"]
+
+
+def test_on_several_processors_they_prove_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    rules = [Rewriting("Neg", one_wrong),
+             Rewriting("Abs", lambda e, n: e.add("Max", [n.input(0), e.add("Sub", [np.float32(0), n.input(0)])])),
+             Rewriting("Sub", lambda e, n: e.add("Add", [n.input(0), e.add("Neg", [n.input(1)])]), identity="sub")]  # fmt: skip
+    rules[0].match = lambda node, ctx: True if node.input(0) in ("x", "c") else None  # type: ignore[method-assign]
+    rules[2].match = lambda node, ctx: True if node.input(1) == "a" else None  # type: ignore[method-assign]
+    together = prove(CHAIN, *rules)[0]
+    monkeypatch.setattr(changeproof, "THOROUGH_BYTES", -1)
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    apart = prove(CHAIN, *rules)[0]
+    assert [(p.change.rule, p.verdict) for p in apart] == [(p.change.rule, p.verdict) for p in together]
+    assert sorted(p.verdict for p in apart) == ["differs", "equal", "equal", "equal"]
+
+
+def test_in_many_batches_no_node_of_the_original_runs_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[int] = []
+    make = ort.Session.__init__
+
+    def counted(self: ort.Session, model: bytes, folder: Path, *, exact: bool) -> None:
+        if not exact:
+            ran.append(len(onnx.ModelProto.FromString(model).graph.node))
+        make(self, model, folder, exact=exact)
+
+    monkeypatch.setattr(ort.Session, "__init__", counted)
+    monkeypatch.setattr(changeproof, "BATCH_BYTES", 1)
+    proofs, _ = prove(CHAIN, Rewriting("Neg", minus), Rewriting("Sqrt", lambda e, n: e.add("Pow", [n.input(0), np.float32(0.5)])))
+    assert {p.verdict for p in proofs} <= {"equal", "within"} and len(proofs) == 3
+    assert len(ran) > 1 and sum(ran) == 3, "Neg, Abs, Sqrt; nothing reads what the last node makes"
+
+
+def test_a_change_wrong_at_another_size_only_is_found() -> None:
+    """Summing over an axis of 1 is no change."""
+    proofs, _ = prove(
+        CHAIN.replace("float[2, 3, 4]", "float[N, 4]"),
+        Rewriting("Abs", lambda e, n: e.add("ReduceSum", [e.add("Relu", [e.add("Neg", [n.input(0)])]), np.int64([0])])),
+        Rewriting("Sqrt", lambda e, n: e.add("Pow", [n.input(0), np.float32(0.5)])),
+    )
+    assert proofs[0].verdict == "differs" and "before" in proofs[0].detail
+    assert proofs[1].verdict in ("equal", "within")
+
+
+def test_a_change_of_what_does_not_run_is_not_accused() -> None:
+    def broken(edit: Edit, node: Node) -> Any:
+        return edit.add("Sub", [edit.add("Reshape", [node.input(0), np.array([5], np.int64)]), np.float32(0)])
+
+    proofs, _ = prove(
+        CHAIN,
+        Rewriting("Abs", broken),
+        Rewriting("Sub", lambda e, n: e.add("Add", [n.input(0), e.add("Neg", [n.input(1)])]), identity="sub"),
+    )
+    assert [p.verdict for p in proofs] == ["differs", "not run"]
+    assert "comes from an earlier change" in proofs[1].detail
+
+
+def test_the_reference_evaluator_takes_dtypes_that_numpy_has_not() -> None:
+    """ONNX Runtime has no ReduceMax of bfloat16."""
+    text = """<ir_version: 8, opset_import: ["": 18]> g (float[2,4] x) => (float[2,1] y) <int64[1] axis = {1}>
+    { b = Cast<to = 16>(x) m = ReduceMax(b, axis) y = Cast<to = 1>(m) }"""
+    maximum = Rewriting("ReduceMax", lambda e, n: e.add("Identity", [e.add("ReduceMax", [n.input(0), n.input(1)])]))
+    maximum.match = lambda node, ctx: True if node.output(0) == "m" else None  # type: ignore[method-assign]
+    assert [p.verdict for p in prove(text, maximum)[0]] == ["equal"]
 
 
 # ---- in apply ----

@@ -15,12 +15,12 @@ import onnx.parser
 import pytest
 from onnx import NodeProto, helper, numpy_helper
 
-from onnxfix import backends, cli, prove, reduce
+from onnxfix import backends, cli, cutting, judges, prove, reduce
 from onnxfix.backends import trt
 from onnxfix.errors import RequestError
 from onnxfix.graph import Graph
+from onnxfix.judges import Failure
 from onnxfix.model import load
-from onnxfix.reduce import Failure
 from onnxfix.trial import Worker
 
 needs_rtx = pytest.mark.skipif(bool(backends.absent("tensorrt_rtx")), reason=backends.absent("tensorrt_rtx"))
@@ -204,11 +204,11 @@ def test_every_cut_of_a_model_with_bodies_is_a_model(tmp_path: Path) -> None:
     from onnxfix import shapes
 
     graph = shapes.index(load(path))
-    nodes = reduce._all_nodes(graph)
+    nodes = cutting.all_nodes(graph)
     rng = random.Random(1)
     for _ in range(200):
         keep = rng.sample(nodes, rng.randint(1, len(nodes)))
-        proto = reduce.cut(graph, keep)
+        proto = cutting.cut(graph, keep)
         assert proto is not None
         onnx.checker.check_model(proto)
         onnx.shape_inference.infer_shapes(proto, strict_mode=True)
@@ -255,13 +255,13 @@ def test_a_model_that_loads_but_does_not_run(tmp_path: Path) -> None:
 def test_the_child_of_onnx_runtime_dies_and_comes_back(tmp_path: Path) -> None:
     path = write(tmp_path, "g (float[2] x) => (float[2] y) { y = Relu(x) }")
     with Worker() as worker:
-        judge = reduce.ort_judge(worker, 1.0)
+        judge = judges.ort_judge(judges.Asking(worker, tmp_path, 1.0))
         assert judge(path) == []
         pid = worker.pid
         assert pid
         os.kill(pid, signal.SIGSTOP)
         assert [f.kind for f in judge(path)] == ["hang"]
-        judge = reduce.ort_judge(worker, 30.0)
+        judge = judges.ort_judge(judges.Asking(worker, tmp_path, 30.0))
         assert judge(path) == []
         pid = worker.pid
         assert pid
@@ -295,6 +295,41 @@ def test_parity_of_what_rules_do(tmp_path: Path) -> None:
     assert ops(found.output) == ["Softplus"] and "onnxfix apply" in found.command
 
 
+@pytest.mark.parametrize("how", ["against", "rules"])
+def test_parity_on_inputs_that_alone_show_the_difference(tmp_path: Path, how: str) -> None:
+    """Something is cut off at 50, which is more than drawn inputs reach."""
+    text = "g (float[2,4] x) => (float[2,4] y) <float top = {50}> { a = Relu(x) b = Abs(a) y = Neg(b) }"
+    path = write(tmp_path, text)
+    other = write(tmp_path, text.replace("b = Abs(a)", "k = Abs(a) b = Min(k, top)"), "other.onnx")
+    rules = tmp_path / "wrong.yml"
+    cut_off = "{ n = Neg(x) m = Max(x, n) top = Constant<value_float = 50.0>() y = Min(m, top) }"
+    rules.write_text(RULES.replace("{ y = Softplus(x) }", "{ y = Abs(x) }").replace("{ y = Relu(x) }", cut_off))
+    data = tmp_path / "data.npz"
+    np.savez(data, x=np.full((2, 4), 100, np.float32))
+    side = {"against": str(other)} if how == "against" else {"rules": str(rules)}
+    with pytest.raises(RequestError, match="does not fail"):
+        reduce.reduce(path, "parity", **side)  # type: ignore[arg-type]
+    found = reduce.reduce(path, "parity", inputs=data, **side)  # type: ignore[arg-type]
+    assert ops(found.output) == ["Abs"]
+    assert "--inputs model.reduced.inputs.json" in found.command
+    if how == "against":
+        twin = tmp_path / "model.reduced.against.onnx"
+        check = prove.parity(Path(found.output), twin, inputs=tmp_path / "model.reduced.inputs.json")
+        assert check.status.value == "failed"
+    with pytest.raises(RequestError, match="no such file"):
+        reduce.reduce(path, "parity", inputs=tmp_path / "none.npz", **side)  # type: ignore[arg-type]
+
+
+@needs_rtx
+def test_trials_leave_nothing_beside_the_model(tmp_path: Path) -> None:
+    path = big(tmp_path, 30, {20: resize(20)})
+    (tmp_path / "big.plan").write_text("the user's own")
+    reduce.reduce(path, "build")
+    names = {p.name for p in tmp_path.iterdir()}
+    assert names == {"big.onnx", "big.plan", "big.reduced.onnx"}
+    assert (tmp_path / "big.plan").read_text() == "the user's own"
+
+
 RULES = """\
 target: rtx-1.7
 allow: close
@@ -314,6 +349,7 @@ def test_requests_that_make_no_sense(tmp_path: Path) -> None:
         ({"fails": "soon"}, "no failure called"),
         ({"fails": "ort"}, "does not fail"),
         ({"fails": "ort", "output": path}, "input itself"),
+        ({"fails": "ort", "inputs": "x.npz"}, "for the comparison of numbers"),
     ):
         with pytest.raises(RequestError, match=words):
             reduce.reduce(path, **settings)  # type: ignore[arg-type]

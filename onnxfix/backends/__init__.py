@@ -6,6 +6,7 @@
     compare.py    two sets of outputs, judged by Polygraphy
     trt.py        TensorRT and TensorRT-RTX, driven through Polygraphy in a long-lived child process
     worker.py     that child
+    workers.py    long-lived children of our own, for trials and the reference evaluator
 
 Importing this package imports none of the heavy ones.
 """

@@ -28,6 +28,7 @@ LACKING = (
     "Unsupported model IR version",
     "under development and support for this is limited",
     "Batchwise recurrent operations (layout == 1) are not supported",
+    "No corresponding Numpy type",  # for what it computed
 )
 
 
@@ -84,28 +85,42 @@ class Runner:
         for module in ("onnxruntime", "polygraphy"):
             if why := absent(module):
                 raise UnavailableError(f"{why}: {HOW_TO_GET[module]}")
+        self._path = str(path)
+        self._runner: Any = None
+        session = self._open()
+        self.inputs = [_tensor(i) for i in session.get_inputs()]
+        self.outputs = [_tensor(o) for o in session.get_outputs()]
+
+    def _open(self) -> Any:
         from polygraphy.backend.onnxrt import OnnxrtRunner
 
-        # Not Polygraphy's SessionFromOnnx, which leaves ONNX Runtime's log on.
-        self._session = _session(str(path))
-        self._runner = OnnxrtRunner(self._session)
-        self.inputs = [_tensor(i) for i in self._session.get_inputs()]
-        self.outputs = [_tensor(o) for o in self._session.get_outputs()]
+        session = _session(self._path)  # not Polygraphy's SessionFromOnnx, which leaves ONNX Runtime's log on
+        self._runner = OnnxrtRunner(session)
+        return session
 
     def __enter__(self) -> Runner:
-        self._runner.activate()
         return self
 
     def __exit__(self, *_error: object) -> None:
-        self._runner.deactivate()
+        self.rest()
+
+    def rest(self) -> None:
+        """Give the memory back. The next run loads the model again."""
+        if self._runner is not None and self._runner.is_active:
+            self._runner.deactivate()
+        self._runner = None
 
     def __str__(self) -> str:
         return f"onnxruntime {version('onnxruntime')} through polygraphy {version('polygraphy')}"
 
     def run(self, feeds: Feeds) -> dict[str, Any]:
         """Outputs by name. Raises BackendError with ONNX Runtime's reason."""
+        if self._runner is None:
+            self._open()
         try:
             with quiet():
+                if not self._runner.is_active:
+                    self._runner.activate()
                 return dict(self._runner.infer(feeds, check_inputs=False))
         except Exception as error:
             raise _failure(error) from None
@@ -130,6 +145,45 @@ class Session:
             return dict(zip(outputs, self._session.run(list(outputs), dict(feeds)), strict=True))
         except Exception as error:
             raise _failure(error) from None
+
+
+class Deployed:
+    """A model at `path` as it is deployed: optimised, on the first of `providers`, on `threads` (0: all processors).
+
+    Raises as `Runner` does, and BackendError where ONNX Runtime would fall back to another provider.
+    """
+
+    def __init__(self, path: Path, providers: Sequence[str], threads: int = 0) -> None:
+        if why := absent("onnxruntime"):
+            raise UnavailableError(f"{why}: {HOW_TO_GET['onnxruntime']}")
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        options.intra_op_num_threads = threads
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=list(providers))
+        except Exception as error:
+            raise _failure(error) from None
+        if (used := self._session.get_providers()[0]) != providers[0]:
+            raise BackendError(f"ONNX Runtime falls back to {used}")
+        self.inputs = [_tensor(i) for i in self._session.get_inputs()]
+
+    def run(self, feeds: Feeds) -> None:
+        """One run, its outputs thrown away. Raises BackendError with ONNX Runtime's reason."""
+        try:
+            self._session.run(None, feeds)
+        except Exception as error:
+            raise _failure(error) from None
+
+
+def providers() -> tuple[str, ...]:
+    """The execution providers of the ONNX Runtime installed here; none without it."""
+    if absent("onnxruntime"):
+        return ()
+    import onnxruntime
+
+    return tuple(onnxruntime.get_available_providers())
 
 
 def _session(model: bytes | str, folder: Path | None = None, exact: bool = True) -> Any:
