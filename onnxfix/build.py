@@ -27,7 +27,7 @@ from onnxfix.calibration import Data
 from onnxfix.catalog import RuleSet
 from onnxfix.errors import RequestError, TargetError
 from onnxfix.graph import Graph, Node
-from onnxfix.model import Model, load, write_atomic
+from onnxfix.model import Model, file_sha256, load, write_atomic
 from onnxfix.report import Check, Effect, Finding, Report, Status
 
 __all__ = ["BuildOptions", "Data", "build"]
@@ -248,7 +248,7 @@ class _Run:
             return replace(report, notes=(*report.notes, f"nothing was written: {told}"))
         assert engine is not None
         plans.write_sidecar(plan, self._sidecar(report, engine, options, custom, plugins))
-        sha256 = hashlib.sha256(plan.read_bytes()).hexdigest()
+        sha256 = file_sha256(plan)
         _publish(plan, self.destination)
         notes = (*report.notes, *_remarks(goal, self.wanted))
         return replace(report, output=str(self.destination), output_sha256=sha256, notes=notes)

@@ -92,6 +92,15 @@ def load(path: str | os.PathLike[str]) -> Model:
     return Model(parse(data, path), path, hashlib.sha256(data).hexdigest())
 
 
+def file_sha256(path: Path) -> str:
+    """Of a file of any size, in little memory."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 def parse(data: bytes, name: object = "model") -> onnx.ModelProto:
     """Bytes to ModelProto. Raises ModelError naming what the bytes look like when they are no model."""
     if not data:
@@ -242,7 +251,7 @@ class Draft:
         self.path.unlink(missing_ok=True)
 
     def sha256(self) -> str:
-        return hashlib.sha256(self.path.read_bytes()).hexdigest()
+        return file_sha256(self.path)
 
     def publish(self) -> None:
         """Rename into place: the data first, the model that refers to it last."""

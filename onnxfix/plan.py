@@ -7,7 +7,6 @@ installed, from TensorRT itself, in a child process.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 import re
@@ -24,7 +23,7 @@ from onnxfix.backends import BackendError, planfile
 from onnxfix.backends.planfile import PRODUCTS, Header, PlanError
 from onnxfix.backends.trt import About, Readback, TensorRT
 from onnxfix.errors import RequestError, UnavailableError
-from onnxfix.model import load, one_line, write_atomic
+from onnxfix.model import file_sha256, load, one_line, write_atomic
 from onnxfix.report import Check, Report, Status, from_dict, to_dict
 
 SCHEMA = 1
@@ -72,7 +71,7 @@ def write_sidecar(plan: Path, sidecar: Sidecar) -> Path:
     """
     header = planfile.read(plan)
     here: dict[str, Any] = {
-        "plan": plan.name, "plan_sha256": _sha256(plan), "plan_bytes": header.bytes, "onnxfix": __version__,
+        "plan": plan.name, "plan_sha256": file_sha256(plan), "plan_bytes": header.bytes, "onnxfix": __version__,
         "platform": _platform(), "flavour": header.flavour, "version": header.version,
         "capabilities": header.capabilities, "cuda": header.cuda,
     }  # fmt: skip
@@ -122,17 +121,9 @@ class Described:
 def describe(plan: Path) -> Described:
     """What is known of the plan without loading it. Raises RequestError for what is none."""
     header = planfile.read(plan)
-    sidecar, beside = _beside(plan, _sha256(plan))
+    sidecar, beside = _beside(plan, file_sha256(plan))
     notes = () if beside.status is Status.PASSED else (beside.detail,)
     return Described(str(plan), header, None if notes else sidecar, notes)
-
-
-def _sha256(path: Path) -> str:
-    sha = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            sha.update(block)
-    return sha.hexdigest()
 
 
 def _platform() -> str:
@@ -337,7 +328,7 @@ def check(
         header = planfile.read(plan)
     except PlanError as error:
         return _judged(report, [Check("file", Status.FAILED, OWN, str(error))])
-    sha256 = _sha256(plan)
+    sha256 = file_sha256(plan)
     sidecar, beside = _beside(plan, sha256)
     answer = _Answer() if aimed else _ask(header, plan, seconds, plugins=bool(sidecar.plugins))
     place = _there(aimed) if aimed else _here(answer)

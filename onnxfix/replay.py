@@ -5,7 +5,6 @@ Both start from the input model and from the record of the run, which the report
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from typing import Any
 from onnxfix import __version__, api, catalog, matrix, record
 from onnxfix.backends import version
 from onnxfix.errors import ModelError, RequestError
-from onnxfix.model import Draft, load
+from onnxfix.model import Draft, file_sha256, load
 from onnxfix.report import Change, Record, Report
 
 PathLike = str | os.PathLike[str]
@@ -166,7 +165,7 @@ def _read(told: Path, model: PathLike | None, rules: PathLike | None) -> _Run:
     path = Path(model) if model else source
     if not path.is_file():
         raise RequestError(f"{path}: the input of the run is not there; say where it is with --model")
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    found = file_sha256(path)
     if found != input_sha:
         hashes = f"its hash is {found[:12]}…, on record {input_sha[:12]}…"
         raise RequestError(f"{path}: is not the input of the run: {hashes}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shlex
 import shutil
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxfix.bundle import board
+from onnxfix.model import file_sha256
 
 SCRIPT = "run_board.py"
 TRTEXEC_POOLS = {
@@ -27,7 +27,7 @@ def write(folder: Path, manifest: Mapping[str, Any]) -> None:
     (folder / "run.sh").chmod(0o755)
     (folder / "README.md").write_text(_readme(manifest, folder), encoding="utf-8")
     files = sorted(p for p in folder.rglob("*") if p.is_file())
-    sums = {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    sums = {path.relative_to(folder).as_posix(): file_sha256(path) for path in files}
     lines = [f"{digest}  {name}\n" for name, digest in sums.items()]
     (folder / "SHA256SUMS").write_text("".join(lines), encoding="utf-8")
 
