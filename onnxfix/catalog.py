@@ -80,6 +80,15 @@ def load_folder(folder: Path) -> Mapping[str, Rule]:
     return rules
 
 
+def _holds_rules(folder: Path) -> bool:
+    """Whether a rule with its page lies there; a rule file may lie anywhere, among other files."""
+    return any(
+        path.suffix == ".py" or (path.suffix in (".yml", ".yaml") and _is_rule(path))
+        for path in folder.iterdir()
+        if path.with_suffix(".md").is_file()
+    )
+
+
 def _is_rule(path: Path) -> bool:
     """Whether a YAML file holds a rule (it has `before`), not a set of rules."""
     try:
@@ -149,7 +158,7 @@ def load_set(name: str | Path, plugins: Iterable[str] = ()) -> RuleSet:
     if "rules" not in document:
         raise RuleError(f"{path}: is a single rule; a rule file has 'rules:'")
     known = dict(load_folder(shipped()))
-    if path.parent != shipped() and any(p.with_suffix(".md").is_file() for p in path.parent.glob("*.py")):
+    if path.parent != shipped() and _holds_rules(path.parent):
         known.update(load_folder(path.parent))  # a team's own rules, beside its rule file
     chosen: dict[str, Rule] = {}
     options: dict[str, Mapping[str, Any]] = {}

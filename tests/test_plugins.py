@@ -31,6 +31,34 @@ def test_a_plugin_no_rule_writes_is_an_error_that_names_those_there_are(tmp_path
         catalog.load_set(path)
 
 
+SWISH_RULE = """\
+before: |
+  (x) => (y) { s = Sigmoid(x)  y = Mul(x, s) }
+after: |
+  (x) => (y) { y = TRT.MySwish<plugin_version = "2", plugin_namespace = "acme">(x) }
+safety: close
+when: always
+"""
+
+
+def test_a_rule_of_ones_own_maps_a_subgraph_to_a_plugin_which_build_looks_up(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    import onnx
+
+    from onnxfix import build
+
+    (tmp_path / "mine.yml").write_text("target: rtx-1.7\nrules: [swish-plugin]\n")
+    (tmp_path / "swish-plugin.yml").write_text(SWISH_RULE)
+    (tmp_path / "swish-plugin.md").write_text("# swish-plugin\n\nSwish becomes a plugin of our own.\n")
+    text = '<ir_version: 8, opset_import: ["": 13]> g (float[2] x) => (float[2] y) { s = Sigmoid(x) y = Mul(x, s) }'
+    (tmp_path / "model.onnx").write_bytes(onnx.parser.parse_model(text).SerializeToString())
+    report = build.build(tmp_path / "model.onnx", tmp_path / "model.plan", rules=tmp_path / "mine.yml")
+    assert [c.rule for c in report.changes] == ["swish-plugin"]
+    check = report.check("plugins")
+    assert check and "no plugin MySwish of version 2 is registered; give its library with --plugins" in check.detail
+    assert not (tmp_path / "model.plan").exists()
+
+
 def test_a_library_that_is_not_there_is_said_before_any_work() -> None:
     with pytest.raises(RequestError, match=r"nowhere.so: no such library of plugins"):
         backends.use_plugins(["nowhere.so"])
