@@ -1,13 +1,13 @@
 """How many of the ONNX standard's own node tests TensorRT takes, as they are and after the tools that rewrite models.
 
-    python -m benchmarks.rescue                          # the table: raw, onnxsim, onnxslim, Polygraphy, onnxfix
+    python -m benchmarks.rescue                          # the tables: five tools, and older releases by their matrix
     python -m benchmarks.rescue --list                   # and why each case is still refused
-    python -m benchmarks.rescue --only 'resize_*' --tools raw,onnxfix --list
-    python -m benchmarks.rescue --by-matrix trt-8.2,trt-8.5,trt-10.3
-    python -m benchmarks.rescue --models                 # real models: before, after, parity
+    python -m benchmarks.rescue --only 'resize_*' --tools raw,onnxfix --by-matrix none --list
+    python -m benchmarks.rescue --tools none --by-matrix trt-8.6
 
-The judge is TensorRT-RTX's parser; the numbers are ONNX Runtime's on the test's own data, before and after, and the
-standard's expected outputs. See benchmarks/README.md for what counts as what. Needs `pip install 'onnxfix[rtx,bench]'`.
+The judge is TensorRT-RTX's parser, of older releases their matrix; the numbers are ONNX Runtime's on the test's own
+data, before and after, and the standard's expected outputs. See benchmarks/README.md for what counts as what. Needs
+`pip install 'onnxfix[rtx,bench]'`.
 """
 
 from __future__ import annotations
@@ -36,11 +36,13 @@ from rich.table import Table
 from benchmarks import rescue_pool
 from benchmarks.rescue_cases import Case, cases
 from benchmarks.rescue_work import TOOLS, Job, Result, work
-from onnxfix import catalog, matrix
+from onnxfix import catalog, matrix, page
 from onnxfix.errors import OnnxfixError
+from onnxfix.rule import Rule
 
 SECONDS = 120.0  # for one tool on one case
 TAKEN = ("unchanged", "taken", "wrong")
+RELEASES = "trt-8.2,trt-8.5,trt-10.3"  # of JetPack 4.6.1, 5.1 and 6.1
 LABELS = {"raw": "as they are", "polygraphy": "Polygraphy fold + cleanup"}
 
 
@@ -48,10 +50,6 @@ def main() -> int:
     arguments = _arguments()
     start = time.monotonic()
     console = Console(width=max(Console().width, 132))
-    if arguments.models:
-        from benchmarks import rescue_models
-
-        return rescue_models.run(arguments, console)
     chosen = cases(arguments.only)
     if not chosen:
         console.print(f"no node test is named like '{arguments.only}'")
@@ -61,22 +59,23 @@ def main() -> int:
             _store(case, Path(folder))
         jobs = [Job(c.name, Path(folder), "reference") for c in chosen]
         results = {(r.case, r.tool): r for r in _all(jobs, arguments.jobs, "reference")}
-        dos = [f"matrix {t}" for t in arguments.by_matrix] or arguments.tools
+        dos = [*arguments.tools, *(f"matrix {t}" for t in arguments.by_matrix)]
         jobs = [Job(c.name, Path(folder), do, arguments.rules) for do in dos for c in chosen]
         results |= {(r.case, r.tool): r for r in _all(jobs, arguments.jobs, "tools")}
-        acted = [c.name for c in chosen if (c.name, "onnxfix") in results and results[c.name, "onnxfix"].rules]
-        jobs = [Job(name, Path(folder), "others") for name in acted if results[name, "onnxfix"].outcome in TAKEN]
+        ours = [do for do in dos if do == "onnxfix" or do.startswith("matrix ")]
+        ends = [results[c.name, do] for do in ours for c in chosen]
+        acted = [r for r in ends if r.rules and r.outcome in (*TAKEN, "takes")]
+        jobs = [Job(r.case, Path(folder), f"others {r.tool}") for r in acted]
         results |= {(r.case, r.tool): r for r in _all(jobs, arguments.jobs, "other inputs")}
     checkable = [c.name for c in chosen if c.tensors and results[c.name, "reference"].outcome == "reproduced"]
     names = [c.name for c in chosen]
-    if arguments.by_matrix:
-        console.print(_matrix_table(arguments.by_matrix, names, checkable, results))
-    else:
+    if arguments.tools:
         console.print(_table(arguments.tools, names, checkable, results))
-        if "onnxfix" in arguments.tools:
-            console.print(_others(console, names, results))
+    console.print(_release_table(arguments, names, checkable, results))
+    console.print(_others_table(ours, names, results))
     if arguments.list:
-        _list(console, arguments.by_matrix or arguments.tools, names, checkable, results)
+        _list(console, dos, names, checkable, results)
+        _list_others(console, ours, names, results)
     console.print(_about(time.monotonic() - start), style="dim")
     if arguments.json:
         _write_json(arguments.json, chosen, checkable, results)
@@ -86,13 +85,12 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="*", metavar="PATTERN", help="node tests by name, e.g. 'resize_*'")
-    parser.add_argument("--tools", default=",".join(TOOLS), type=_tools, help="of " + ", ".join(TOOLS))
+    parser.add_argument("--tools", default=",".join(TOOLS), type=_tools, help="none, or of " + ", ".join(TOOLS))
     parser.add_argument("--rules", default="", help="rule file, or folder of rules; by default rtx.yml, else all rules")
     parser.add_argument("--list", action="store_true", help="why the cases are still refused, grouped")
     parser.add_argument("--json", type=Path, metavar="FILE", help="every case with every tool")
-    parser.add_argument("--by-matrix", default=[], type=_targets, metavar="TARGET,...", help="judge by matrices")
-    parser.add_argument("--models", action="store_true", help="real models and their ONNX Runtime forms instead")
-    parser.add_argument("--also", type=Path, nargs="+", default=[], metavar="FOLDER", help="models of your own, too")
+    help_ = f"releases to judge by their matrix, by default {RELEASES}; or none"
+    parser.add_argument("--by-matrix", default=RELEASES, type=_targets, metavar="TARGET,...", help=help_)
     parser.add_argument("--jobs", type=int, default=min(os.cpu_count() or 1, 8), help="processes")
     arguments = parser.parse_args()
     arguments.rules = arguments.rules or ("rtx.yml" if "rtx.yml" in catalog.shipped_sets() else str(catalog.shipped()))
@@ -100,7 +98,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _tools(text: str) -> list[str]:
-    chosen = text.split(",")
+    chosen = [] if text == "none" else text.split(",")
     for name in chosen:
         if name not in TOOLS:
             raise argparse.ArgumentTypeError(f"no tool '{name}'; there are {', '.join(TOOLS)}")
@@ -111,7 +109,7 @@ def _tools(text: str) -> list[str]:
 
 def _targets(text: str) -> list[str]:
     try:
-        return [matrix.target(t).name for t in text.split(",")]
+        return [] if text == "none" else [matrix.target(t).name for t in text.split(",")]
     except OnnxfixError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
@@ -179,53 +177,110 @@ def worse(tool: str, names: Sequence[str], results: Mapping[Any, Result]) -> lis
     return [n for n in before if results[n, tool].outcome in ("refused", "crash")]
 
 
-def _matrix_table(
-    targets: Sequence[str], names: Sequence[str], checkable: Sequence[str], results: Mapping[Any, Result]
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """What one release takes before and after onnxfix; all but the first are case names."""
+
+    label: str
+    before: Sequence[str]
+    after: Sequence[str]
+    same_before: Sequence[str]  # with its numbers checked
+    same_after: Sequence[str]
+    wrong: Sequence[str]
+
+
+def _release_table(
+    arguments: argparse.Namespace, names: Sequence[str], checkable: Sequence[str], results: Mapping[Any, Result]
 ) -> Table:
-    table = Table(title=f"Taken by the matrix of older releases: {len(names):,} node tests of ONNX {onnx.__version__}")
+    table = Table(title="As they are -> after onnxfix, by release")
     table.add_column("")
-    for title in (
-        "takes as they are",
-        "takes after apply",
-        f"with numbers unchanged (of {len(checkable):,} checkable)",
-        "undecided before, after",
-        "numbers wrong",
-        "made worse",
-        "fails",
-    ):
+    checked = f"takes, numbers unchanged (of {len(checkable):,} checkable)"
+    for title in ("judge", f"takes (of {len(names):,})", checked, "numbers wrong", "made worse"):
         table.add_column(title, justify="right")
-    among = set(checkable)
-    for target in targets:
-        found = [results[n, f"matrix {target}"] for n in names]
-        before, after = (collections.Counter(getattr(r, a) for r in found) for a in ("before", "outcome"))
-        unchanged = sum(r.outcome == "takes" and r.numbers == "same" and r.case in among for r in found)
+    shares = [("matrix", by_matrix(t, names, checkable, results)) for t in arguments.by_matrix]
+    if {"raw", "onnxfix"} <= set(arguments.tools):
+        shares.append(("parser", by_parser(names, checkable, results)))
+    for judge, share in shares:
         table.add_row(
-            matrix.target(target).label,
-            f"{before['takes']:,} ({before['takes'] / len(names):.1%})",
-            f"{after['takes']:,} ({after['takes'] / len(names):.1%})",
-            f"{unchanged:,} ({unchanged / max(len(checkable), 1):.1%})",
-            f"{before['undecided']}, {after['undecided']}",
-            str(sum(r.numbers not in ("", "same", "unchecked") for r in found)),
-            str(sum(r.before == "takes" and r.outcome != "takes" for r in found)),
-            str(after["failed"]),
+            share.label,
+            judge,
+            f"{len(share.before):,} -> {len(share.after):,} ({len(share.after) / len(names):.1%})",
+            f"{len(share.same_before):,} -> {len(share.same_after):,}"
+            f" ({len(share.same_after) / max(len(checkable), 1):.1%})",
+            str(len(share.wrong)),
+            str(len(set(share.before) - set(share.after))),
         )
     return table
 
 
-def _others(console: Console, names: Sequence[str], results: Mapping[Any, Result]) -> str:
-    """Prints where onnxfix' rewriting and the original differ on other inputs; returns the count as a sentence."""
-    found = [results[n, "others"] for n in names if (n, "others") in results]
-    count = collections.Counter(r.outcome for r in found)
-    for result in found:
-        if result.outcome in ("differ", "special", "beyond", "failed"):
-            rules = ", ".join(results[result.case, "onnxfix"].rules)
-            console.print(f"  {result.case}: {result.why} (rules: {rules})", markup=False, highlight=False)
-    return (
-        f"Of {len(found):,} models that onnxfix changed and the parser takes, on other inputs: {count['same']:,} give "
-        f"what they gave before; {count['differ']} do not on noise, zeros and whole integer ranges, {count['special']} "
-        f"only on infinities, NaN and the like; {count['beyond']} can't take or give UINT64 numbers from 2**63 on; "
-        f"{count['not run'] + count['failed']} ONNX Runtime can't compare."
+def by_parser(names: Sequence[str], checkable: Sequence[str], results: Mapping[Any, Result]) -> Share:
+    before, after = ({n: results[n, tool].outcome for n in names} for tool in ("raw", "onnxfix"))
+    return Share(
+        matrix.target("rtx-1.7").label,
+        [n for n in names if before[n] in TAKEN],
+        [n for n in names if after[n] in TAKEN],
+        [n for n in checkable if before[n] == "unchanged"],
+        [n for n in checkable if after[n] == "unchanged"],
+        [n for n in names if after[n] == "wrong"],
     )
+
+
+def by_matrix(target: str, names: Sequence[str], checkable: Sequence[str], results: Mapping[Any, Result]) -> Share:
+    """A limit that the matrix could not decide does not count as taken; a model as it is has its own numbers."""
+    found = {n: results[n, f"matrix {target}"] for n in names}
+    return Share(
+        matrix.target(target).label,
+        [n for n in names if found[n].before == "takes"],
+        [n for n in names if found[n].outcome == "takes"],
+        [n for n in checkable if found[n].before == "takes"],
+        [n for n in checkable if found[n].outcome == "takes" and found[n].numbers == "same"],
+        [n for n in names if found[n].numbers not in ("", "same", "unchecked")],
+    )
+
+
+def _others_table(ours: Sequence[str], names: Sequence[str], results: Mapping[Any, Result]) -> Table:
+    table = Table(title="What onnxfix changed and is taken then, against the original on other inputs")
+    table.add_column("")
+    for title in (
+        "models",
+        "the same",
+        "as the standard's reference, and ONNX Runtime's kernel is not",
+        "differ on finite numbers",
+        "on infinities or NaN, as a rule's page says",
+        "and no page says",
+        "not compared",
+    ):
+        table.add_column(title, justify="right")
+    known = catalog.load_folder(catalog.shipped())
+    for do in ours:
+        found = [results[n, f"others {do}"] for n in names if (n, f"others {do}") in results]
+        count = collections.Counter(r.outcome for r in found)
+        said = sum(r.outcome == "special" and told(results[r.case, do].rules, known) for r in found)
+        counts = (
+            len(found), count["same"], count["by definition"], count["differ"], said, count["special"] - said,
+            count["not run"] + count["failed"],
+        )  # fmt: skip
+        label = matrix.target("rtx-1.7" if do == "onnxfix" else do.removeprefix("matrix ")).label
+        table.add_row(label, *(f"{n:,}" for n in counts))
+    return table
+
+
+def _list_others(
+    console: Console, ours: Sequence[str], names: Sequence[str], results: Mapping[Any, Result]
+) -> None:
+    for do in ours:
+        console.print(f"\n[bold]{LABELS.get(do, do)}[/]: what differs from the original on other inputs")
+        for name in names:
+            result = results.get((name, f"others {do}"))
+            if result and result.outcome not in ("same", "by definition"):
+                rules = ", ".join(results[name, do].rules)
+                line = f"  {name}: {result.outcome}: {result.why} (rules: {rules})"
+                console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def told(rules: Sequence[str], known: Mapping[str, Rule]) -> bool:
+    """Whether the page of one of these rules says what becomes of infinities and NaN."""
+    return any(page.read(path).tells_of_special for r in rules if (path := known[r].page) is not None)
 
 
 # ---- why not ----
@@ -240,10 +295,9 @@ def _list(
 ) -> None:
     among = set(checkable)
     for do in dos:
-        key = do if (names[0], do) in results else f"matrix {do}"
         groups: dict[tuple[str, str, str], list[Result]] = collections.defaultdict(list)
         for name in names:
-            result = results[name, key]
+            result = results[name, do]
             what, op, why = _verdict(result, name in worse(do, [name], results))
             if what:
                 groups[what, op, _general(why)].append(result)

@@ -17,6 +17,10 @@ class Died:
         self.how = how
 
 
+_READY = "ready"  # a child's first words
+_STARTING = 60.0  # seconds that its imports may take on a busy machine
+
+
 class _Child:
     def __init__(self, work: Callable[[Any], Any]) -> None:
         context = multiprocessing.get_context("spawn")
@@ -25,11 +29,29 @@ class _Child:
         self.process.start()
         theirs.close()
         self.job: Any = None
+        self.grace = _STARTING
         self.since = 0.0
 
     def give(self, job: Any) -> None:
         self.job, self.since = job, time.monotonic()
         self.pipe.send(job)
+
+    def answer(self, spoke: bool, seconds: float) -> Any:
+        """The job's result, or Died; None while there is none. A job's time begins when its child can begin."""
+        if not spoke:
+            late = time.monotonic() - self.since > seconds + self.grace
+            if late:
+                self.process.kill()
+            return Died(f"not done within {seconds:g} s") if late else None
+        try:
+            result = self.pipe.recv()
+        except (EOFError, ConnectionResetError):
+            self.process.join()
+            return Died(f"the process ended with {self.process.exitcode}")
+        if self.grace and result == _READY:
+            self.grace, self.since = 0.0, time.monotonic()
+            return None
+        return result
 
     def end(self) -> None:
         self.pipe.close()
@@ -44,6 +66,7 @@ def _serve(pipe: Connection, work: Callable[[Any], Any]) -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):
         os.dup2(nowhere, stream)
+    pipe.send(_READY)
     while True:
         try:
             job = pipe.recv()
@@ -55,7 +78,8 @@ def _serve(pipe: Connection, work: Callable[[Any], Any]) -> None:
 def run(work: Callable[[Any], Any], jobs: Sequence[Any], count: int, seconds: float) -> Iterator[tuple[Any, Any]]:
     """(job, `work(job)`) for all jobs, in the order they end; Died for one whose child died or took over `seconds`.
 
-    `work` and the jobs must pickle; exceptions are `work`'s own business. `count` children at a time.
+    `work` and the jobs must pickle; exceptions are `work`'s own business, and None is no result. `count` children at a
+    time.
     """
     waiting = list(reversed(jobs))
     children = [_Child(work) for _ in range(min(count, len(jobs)))]
@@ -65,17 +89,8 @@ def run(work: Callable[[Any], Any], jobs: Sequence[Any], count: int, seconds: fl
         while children:
             ready = wait([c.pipe for c in children], timeout=1.0)
             for place, child in enumerate(list(children)):
-                result: Any
-                if child.pipe in ready:
-                    try:
-                        result = child.pipe.recv()
-                    except (EOFError, ConnectionResetError):
-                        child.process.join()
-                        result = Died(f"the process ended with {child.process.exitcode}")
-                elif time.monotonic() - child.since > seconds:
-                    child.process.kill()
-                    result = Died(f"not done within {seconds:g} s")
-                else:
+                result = child.answer(child.pipe in ready, seconds)
+                if result is None:
                     continue
                 yield child.job, result
                 child.job = None

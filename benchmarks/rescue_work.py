@@ -10,7 +10,7 @@ import os
 import pickle
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,7 @@ import numpy as np
 import onnx
 
 from onnxfix import catalog, engine, matrix, model, prove, shapes
-from onnxfix.backends.compare import compare
-from onnxfix.backends.ort import DTYPES, LACKING
+from onnxfix.backends import BackendError, hard, ort
 from onnxfix.errors import OnnxfixError
 from onnxfix.report import Safety, Status
 from onnxfix.rule import REWRITABLE
@@ -29,14 +28,12 @@ OUTCOMES = ("unchanged", "taken", "wrong", "refused", "crash", "failed")
 # unchanged: the parser takes the model and the numbers are right; taken: taken, and nothing to check the numbers
 # against; failed: the tool itself failed, or died.
 
-CLOSE = prove.TOLERANCES[Safety.CLOSE]
-
 
 @dataclass(frozen=True)
 class Job:
     case: str
     folder: Path  # holds CASE.onnx, CASE.whole.onnx and CASE.pickle
-    do: str  # "reference", a tool of TOOLS, "matrix TARGET", or "others", after onnxfix
+    do: str  # "reference", a tool of TOOLS, "matrix TARGET", and after these "others onnxfix" or "others matrix TARGET"
     rules: str = ""  # rule file or folder of rules
 
 
@@ -160,7 +157,7 @@ def work(job: Job) -> Result:
     data = pickle.loads((job.folder / f"{job.case}.pickle").read_bytes())
     if job.do == "reference":
         return _reference(job, data)
-    if job.do == "others":
+    if job.do.startswith("others "):
         return _others(job, data)
     reference = job.folder / f"{job.case}.reference"
     data["reference"] = pickle.loads(reference.read_bytes()) if reference.is_file() else None
@@ -180,8 +177,8 @@ def work(job: Job) -> Result:
         findings=tooled.findings, skips=tooled.skips, before=tooled.before,
     )  # fmt: skip
     result.numbers = (kind in ("onnxfix", "matrix") and _fault(tooled.proto, data)) or _numbers(made, data, tooled)
-    if kind == "onnxfix":
-        (job.folder / f"{job.case}.fixed").write_bytes(pickle.dumps((made, tooled.safety)))
+    if kind in ("onnxfix", "matrix"):
+        _made(job, job.do).write_bytes(pickle.dumps((made, tooled.safety)))
     if kind == "matrix":
         result.outcome = tooled.after
         return result
@@ -203,8 +200,8 @@ def _reference(job: Job, data: Mapping[str, Any]) -> Result:
     """Whether ONNX Runtime reproduces what the standard expects of the test as it is; keeps its outputs."""
     result = Result(job.case, job.do, "failed")
     try:
-        found = _run(str(job.folder / f"{job.case}.whole.onnx"), data["whole_feeds"])
-    except Exception as error:  # ONNX Runtime's exceptions have no common base
+        found = hard.Loaded((job.folder / f"{job.case}.whole.onnx").read_bytes()).run(data["whole_feeds"])
+    except BackendError as error:
         result.why = _line(error)
         return result
     if len(found) != len(data["expected"]):
@@ -220,69 +217,33 @@ def _reference(job: Job, data: Mapping[str, Any]) -> Result:
     return result
 
 
+def _made(job: Job, do: str) -> Path:
+    """Where a model that onnxfix rewrote is kept, with the worst grade of what acted."""
+    return job.folder / f"{job.case}.{do.replace(' ', '-')}.made"
+
+
 def _others(job: Job, data: Mapping[str, Any]) -> Result:
-    """What onnxfix made of a case against the case itself, both in ONNX Runtime, on inputs harder than the test's."""
+    """What onnxfix made of a case against the case itself, on inputs harder than the test's.
+
+    Both run in ONNX Runtime, and where it can't, in ONNX's reference evaluator.
+    """
     result = Result(job.case, job.do, "not run")
-    if not (job.folder / f"{job.case}.reference").is_file():
-        return result  # ONNX Runtime's word on the original is worth nothing here
-    made, safety = pickle.loads((job.folder / f"{job.case}.fixed").read_bytes())
-    before = str(job.folder / f"{job.case}.onnx")
-    for name, feeds in _harder(data["feeds"]):
+    made, safety = pickle.loads(_made(job, job.do.removeprefix("others ")).read_bytes())
+    before = (job.folder / f"{job.case}.onnx").read_bytes()
+    outcomes: list[hard.Outcome] = []
+    for by in (hard.Loaded, hard.Evaluated):
         try:
-            expected = _run(before, feeds)
-        except Exception:  # an index out of range, say: the original says no
-            continue
-        result.outcome, result.why = "same", ""
-        try:
-            found = _run(made, feeds)
-        except Exception as error:
-            found, result.why = [], f"{name}: only the original runs: {_line(error)}"
-        for was, got in zip(expected, found, strict=False):
-            grade = Safety.CLOSE if _rounds(was, feeds) else safety
-            difference = _same(was, got, grade)
-            if difference and not result.why:
-                result.why = f"{name}: {difference}"
-            if not result.why and _wrapped(was, got):
-                result.why = f"{name}: numbers from 2**63 on come out negative"
-        if result.why:
-            special = name == "special values"
-            result.outcome = "special" if special else "beyond" if "2**63" in result.why else "differ"
-            return result
+            outcomes = outcomes or list(hard.outcomes(before, made, data["feeds"], safety, by))
+        except BackendError as error:
+            result.why = str(error)
+    different = [o for o in outcomes if o.differs]
+    if different:
+        first = different[0]
+        result.outcome = "special" if all(o.special for o in different) else "differ"
+        result.why = f"{first.inputs}: {first.how}"
+    elif outcomes:
+        result.outcome, result.why = ("by definition" if any(o.how for o in outcomes) else "same"), ""
     return result
-
-
-def _rounds(output: Any, feeds: Mapping[str, Any]) -> bool:
-    """Whether FP16 is at the border: how ONNX Runtime rounds that depends on a node's neighbours (see `_numbers`)."""
-    return any(isinstance(v, np.ndarray) and v.dtype == np.float16 for v in (output, *feeds.values()))
-
-
-SPECIALS = (0.0, -0.0, 1.0, -1.0, 0.5, 2.5, -2.5, 1e-40, -1e-40, 1e30, -1e30, 88.0, -104.0, np.inf, -np.inf, np.nan)
-
-
-def _harder(feeds: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Feeds of the same shapes: ordinary noise, wide noise, zeros, whole integer ranges, then infinities and NaN."""
-    ways: Mapping[str, Callable[[np.random.Generator, np.ndarray], np.ndarray]] = {
-        "noise": lambda rng, v: _floats(rng, v, 1.0),
-        "wide noise": lambda rng, v: _floats(rng, v, 100.0),
-        "zeros": lambda rng, v: np.zeros_like(v) if v.dtype.kind == "f" else v,
-        "whole range": lambda rng, v: _integers(rng, v),
-        "special values": lambda rng, v: rng.choice(SPECIALS, v.shape).astype(v.dtype) if v.dtype.kind == "f" else v,
-    }
-    for seed, (name, way) in enumerate(ways.items()):
-        rng = np.random.default_rng(seed)
-        with np.errstate(all="ignore"):
-            yield name, {n: way(rng, v) if isinstance(v, np.ndarray) else v for n, v in feeds.items()}
-
-
-def _floats(rng: np.random.Generator, value: np.ndarray, scale: float) -> np.ndarray:
-    return np.asarray(rng.normal(0.0, scale, value.shape)).astype(value.dtype) if value.dtype.kind == "f" else value
-
-
-def _integers(rng: np.random.Generator, value: np.ndarray) -> np.ndarray:
-    if value.dtype.kind not in "iu":
-        return _floats(rng, value, 1.0)
-    limits = np.iinfo(value.dtype)
-    return rng.integers(limits.min, limits.max, value.shape, dtype=value.dtype, endpoint=True)
 
 
 def _parse(made: bytes, result: Result) -> None:
@@ -321,21 +282,21 @@ def _numbers(made: bytes, data: Mapping[str, Any], tooled: Tooled) -> str:
     if reference is None:
         return "unchecked"
     try:
-        found = _run(made, data["feeds"])
-    except Exception as error:
-        if not any(mark in str(error) for mark in LACKING):
-            return f"it does not run: {_line(error)}"
+        found = hard.Loaded(made).run(data["feeds"])
+    except ort.UnsupportedError as error:
         try:  # nothing is wrong with the model: ONNX Runtime has no such operator
-            found = _evaluate(made, data["feeds"])
+            found = hard.evaluate(made, data["feeds"])
         except Exception as other:
             return f"it does not run: {_line(error)}; {_line(other)}"
+    except BackendError as error:
+        return f"it does not run: {_line(error)}"
     if len(found) != len(reference):
         return f"{len(found)} outputs where there were {len(reference)}"
     for want, was, got in zip(data["expected"], reference, found, strict=True):
         difference = _expected(want, got, data, by_value=tooled.widened)
         if difference:
             return difference
-        difference = _same(was, got, tooled.safety)
+        difference = hard.same(was, got, tooled.safety)
         # Exact rewrites can still round differently in ONNX Runtime, which sums in an order of its choice and keeps
         # FP16 in FP32 between neighbours it has no FP16 kernels for. ONNX's reference evaluator does neither.
         if difference and not (tooled.safety is Safety.EXACT and _same_by_definition(made, data, was, got)):
@@ -345,13 +306,9 @@ def _numbers(made: bytes, data: Mapping[str, Any], tooled: Tooled) -> str:
 
 def _same_by_definition(made: bytes, data: Mapping[str, Any], was: Any, got: Any) -> bool:
     """Whether outputs that are close are the same to the bit in ONNX's reference evaluator."""
-    if _same(was, got, Safety.CLOSE):
+    if hard.same(was, got, Safety.CLOSE):
         return False
-    try:
-        before, after = _evaluate(data["before"], data["feeds"]), _evaluate(made, data["feeds"])
-    except Exception:
-        return False
-    return not any(_same(b, a, Safety.EXACT) for b, a in zip(before, after, strict=True))
+    return hard.defined_alike(data["before"], made, data["feeds"], Safety.EXACT)
 
 
 def _expected(want: Any, got: Any, data: Mapping[str, Any], by_value: bool) -> str:
@@ -374,62 +331,6 @@ def _expected(want: Any, got: Any, data: Mapping[str, Any], by_value: bool) -> s
         return ""
     with np.errstate(all="ignore"):
         return f"not what the test expects: largest error {np.nanmax(np.abs(left - right)):.3g}"
-
-
-def _same(was: Any, got: Any, safety: Safety) -> str:
-    """"" when an output is what ONNX Runtime made of the original, at the tolerance of the changes' worst grade."""
-    if not isinstance(was, np.ndarray):
-        return ""  # sequences were compared with what is expected
-    half = was.dtype == np.float16
-    allowed = 0.0 if safety is Safety.EXACT else float(np.finfo(np.float16).eps) if half else CLOSE
-    compared = compare("y", was, got, allowed)
-    if compared.verdict in ("equal", "within"):
-        return ""
-    note = compared.note or f"off by {compared.max_abs:.3g} of {compared.magnitude:.3g}"
-    return f"graded {safety.value}: {note} ({compared.verdict})"
-
-
-# ---- running ----
-
-
-def _run(given: bytes | str, feeds: Mapping[str, Any]) -> list[Any]:
-    """All outputs by ONNX Runtime, one thread, nothing optimised. Feeds take the dtype the model asks for."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
-    wanted = {i.name: i.type for i in session.get_inputs()}
-    return list(session.run(None, {n: _fed(v, wanted[n]) for n, v in feeds.items() if n in wanted}))
-
-
-def _fed(value: Any, kind: str) -> Any:
-    dtype = DTYPES.get(kind[len("tensor(") : -1]) if kind.startswith("tensor(") else None
-    if dtype is None or not isinstance(value, np.ndarray):
-        return value
-    fed = value.astype(dtype, copy=False)
-    if _wrapped(value, fed):
-        raise ValueError(f"{fed.dtype} can't hold the inputs from 2**63 on")
-    return fed
-
-
-def _wrapped(was: Any, now: Any) -> bool:
-    """Whether UINT64 values became negative INT64 ones: the same bits, other numbers. `compare` goes by the bits."""
-    if not isinstance(was, np.ndarray) or not isinstance(now, np.ndarray):
-        return False
-    return was.dtype == np.uint64 and now.dtype == np.int64 and bool((was > np.iinfo(np.int64).max).any())
-
-
-def _evaluate(made: bytes, feeds: Mapping[str, Any]) -> list[Any]:
-    """The same by ONNX's reference evaluator, for what ONNX Runtime lacks."""
-    from onnx.reference import ReferenceEvaluator
-
-    proto = onnx.ModelProto.FromString(made)
-    dtypes = {i.name: onnx.helper.tensor_dtype_to_np_dtype(i.type.tensor_type.elem_type) for i in proto.graph.input}
-    evaluator = ReferenceEvaluator(proto)
-    return list(evaluator.run(None, {n: np.asarray(feeds[n]).astype(dtypes[n]) for n in dtypes}))
 
 
 def _line(error: object) -> str:

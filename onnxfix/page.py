@@ -9,7 +9,8 @@ is a case; the fence's words say what it is:
     ```onnx skipped target=trt-8.2                   a model the rule declines; a `> reason` line follows
 
 `parser=` is what the real parser must say of that model (refused, accepted; left out: an `after` must be accepted, of
-others nothing is asked; `any`: nothing is asked). `with=id,id` on the first fence names other rules that take part.
+others nothing is asked; `any`: nothing is asked). `with=id,id` on the first fence names other rules that take part,
+`set=id.option` options that are on.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from pathlib import Path
 from onnxfix.errors import RuleError
 
 _FENCE = re.compile(r"^```onnx[ \t]+(before|after|unchanged|skipped)([^\n]*)\n(.*?)^```[ \t]*$", re.M | re.S)
-_KEYS = {"target", "parser", "with", "tolerance"}
+SPECIAL = "Infinities, NaN, negative zero"  # a heading
+_KEYS = {"target", "parser", "with", "tolerance", "set"}
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,16 @@ class Case:
         return tuple(o for o in self.block.options.get("with", "").split(",") if o)
 
 
+    @property
+    def options(self) -> dict[str, dict[str, bool]]:
+        """By rule, the options that are set."""
+        found: dict[str, dict[str, bool]] = {}
+        for word in filter(None, self.block.options.get("set", "").split(",")):
+            rule, _, option = word.partition(".")
+            found.setdefault(rule, {})[option] = True
+        return found
+
+
 @dataclass(frozen=True)
 class Page:
     path: Path
@@ -56,6 +68,11 @@ class Page:
     summary: str
     text: str
     cases: tuple[Case, ...]
+
+    @property
+    def tells_of_special(self) -> bool:
+        """Whether it says what becomes of infinities, NaN and the sign of zero, under the heading kept for that."""
+        return f"\n## {SPECIAL}\n" in self.text
 
 
 @functools.cache

@@ -2,12 +2,11 @@ import numpy as np
 
 from onnxfix import emit
 from onnxfix.lowering import elementwise
-from onnxfix.rule import Context, Edit, Node, Rule, Safety, Skip
+from onnxfix.rule import Context, Edit, Node, Rule, Skip
 
 
 class ArgMaxLastIndex(Rule):
     ops = ("ArgMax", "ArgMin")
-    safety = Safety.CLOSE  # equal, but for an axis with NaN
 
     def match(self, node: Node, ctx: Context) -> tuple[int, int] | None:
         if not node.attr("select_last_index"):

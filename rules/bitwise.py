@@ -22,8 +22,6 @@ class Bitwise(Rule):
             return None
         if bits.carrier(own) == TensorProto.INT64 and ctx.target.narrows(TensorProto.INT64):
             raise Skip(f"the target cuts INT64 to INT32, and {dtypes.dtype_name(own)} has bits beyond; use INT32")
-        if node.op != "BitwiseNot" and not ctx.supports("Mod"):
-            raise Skip("its bits are taken apart with Mod, which the target lacks")
         if (graph.rank(node.output(0)) or 0) > 7:
             raise Skip("its digits need one more axis than the eight that tensors may have; reshape it")
         for name, other in (node.inputs, node.inputs[::-1]) if node.op == "BitwiseAnd" else ():

@@ -1,5 +1,7 @@
 from typing import Any
 
+from onnx import helper
+
 from onnxfix.lowering.dtypes import uncast
 from onnxfix.rule import Context, Edit, Node, Rule, Safety
 
@@ -14,8 +16,13 @@ class CastWholeNumbers(Rule):
         producer = graph.producer(node.input(0))
         if producer is None or producer.op != "Cast":
             return None
-        source = uncast(graph, node.input(0))
-        return source if source != node.input(0) and not graph.is_const(source) else None
+        source, to = uncast(graph, node.input(0)), node.attr("to")
+        if source == node.input(0) or graph.is_const(source):
+            return None
+        direct = Node(helper.make_node("Cast", [source], ["direct"], to=to), graph)
+        # The target may convert the one to the other by way of a third alone (rule uint8-by-float).
+        stays = graph.dtype(source) != to and ctx.refused(direct) and not ctx.refused(node)
+        return None if stays else source
 
     def rewrite(self, node: Node, found: str, edit: Edit, ctx: Context) -> None:
         to: Any = node.attr("to")

@@ -124,7 +124,9 @@ class GridSample(Rule):
         most = size.steps
         if reach:
             most = most + _float(reach) if isinstance(most, np.ndarray) else edit.add("Add", [most, _float(reach)])
-        return str(edit.add("Min", [edit.add("Max", [pixel, _float(-reach)]), most]))
+        # By comparing, so that a position that is NaN is brought inside too: no runtime may look there.
+        within = edit.add("Where", [edit.add("Greater", [pixel, _float(-reach)]), pixel, _float(-reach)])
+        return str(edit.add("Min", [within, most]))
 
     @staticmethod
     def _taps(edit: Edit, mode: str, pixel: str) -> list[tuple[str, str | None]]:

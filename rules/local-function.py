@@ -24,8 +24,8 @@ class LocalFunction(Rule):
 
     def rewrite(self, node: Node, found: Graph, edit: Edit, ctx: Context) -> None:
         values, attributes = functions.bind(node, found.proto)
-        names = edit.inline_graph(found, values, attributes)
         for opset in found.proto.opset_import:
             node.graph.model.import_opset("" if opset.domain == "ai.onnx" else opset.domain, opset.version)
+        names = edit.inline_graph(found, values, attributes)
         edit.note = f"the call of {node.domain}::{node.op} is replaced by the {len(edit.added)} nodes of its body"
         functions.replace_outputs(edit, node, [names.get(o, o) for o in found.proto.output])

@@ -3,12 +3,11 @@ from onnx.helper import tensor_dtype_to_np_dtype
 
 from onnxfix import emit
 from onnxfix.lowering import pad, window
-from onnxfix.rule import Context, Edit, Node, Rule, Safety, Skip
+from onnxfix.rule import Context, Edit, Node, Rule, Skip
 
 
 class MaxPoolDilated(Rule):
     ops = ("MaxPool",)
-    safety = Safety.CLOSE  # a window of nothing but -inf: ONNX says -inf, ONNX Runtime the lowest finite number
 
     def match(self, node: Node, ctx: Context) -> window.Window | None:
         if all(d == 1 for d in node.attr("dilations") or ()):
@@ -24,7 +23,7 @@ class MaxPoolDilated(Rule):
         x = node.input(0)
         if geometry.padded:
             dtype = tensor_dtype_to_np_dtype(node.graph.dtype(x))
-            least = np.asarray(pad.lowest(dtype), dtype)
+            least = np.asarray(pad.lowest(dtype) if dtype.kind in "iu" else -np.inf, dtype)
             x = emit.pad(edit, x, [0, 0, *geometry.begins], [0, 0, *geometry.ends], least)
         # A box is a maximum along each axis in turn: as many slices as the kernel is wide plus high, not times.
         for axis, k, s, d, span in zip(

@@ -5,7 +5,7 @@ import numpy as np
 
 from onnxfix import emit
 from onnxfix.lowering import elementwise, window
-from onnxfix.rule import Context, Edit, Node, Rule, Safety, Skip
+from onnxfix.rule import Context, Edit, Node, Rule, Skip
 
 
 @dataclass
@@ -16,7 +16,6 @@ class _Indexed:
 
 class MaxPoolIndices(Rule):
     ops = ("MaxPool",)
-    safety = Safety.CLOSE  # of a window that holds nothing above -inf, runtimes choose other elements, or none
 
     def match(self, node: Node, ctx: Context) -> _Indexed | None:
         if not node.output(1) or node.graph.unused(node.output(1)):

@@ -2,7 +2,7 @@ import numpy as np
 from onnx import TensorProto
 
 from onnxfix import emit
-from onnxfix.lowering import elementwise, ml
+from onnxfix.lowering import elementwise
 from onnxfix.rule import Context, Edit, Node, Rule, Skip
 
 
@@ -60,7 +60,6 @@ class MlFeatures(Rule):
         return keys, np.append(values, values.dtype.type(default))
 
     def rewrite(self, node: Node, found: bool, edit: Edit, ctx: Context) -> None:
-        ml.import_standard(edit)
         edit.replace_node(node, getattr(self, f"_{node.op.lower()}")(node, edit))
 
     @staticmethod

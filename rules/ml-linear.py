@@ -2,7 +2,7 @@ import numpy as np
 from onnx import TensorProto
 
 from onnxfix import emit
-from onnxfix.lowering import elementwise, ml
+from onnxfix.lowering import elementwise
 from onnxfix.rule import Context, Edit, Node, Rule, Safety, Skip
 
 
@@ -33,7 +33,6 @@ class MlLinear(Rule):
         return name.decode() if isinstance(name, bytes) else str(name)
 
     def rewrite(self, node: Node, found: bool, edit: Edit, ctx: Context) -> None:
-        ml.import_standard(edit)
         x = emit.cast(edit, node.input(0), TensorProto.FLOAT)
         if node.op == "Normalizer":
             edit.replace_node(node, self._normalized(node, edit, x))

@@ -4,7 +4,7 @@ import numpy as np
 from onnx import TensorProto
 
 from onnxfix import emit
-from onnxfix.lowering import elementwise, ml, trees
+from onnxfix.lowering import elementwise, trees
 from onnxfix.rule import Context, Edit, Node, Rule, Safety, Skip
 
 _AGGREGATES = ("AVERAGE", "SUM", "MIN", "MAX")
@@ -59,7 +59,6 @@ class MlTrees(Rule):
         return names[value] if isinstance(value, int) else value.decode() if isinstance(value, bytes) else str(value)
 
     def rewrite(self, node: Node, found: _Ensemble, edit: Edit, ctx: Context) -> None:
-        ml.import_standard(edit)
         forest = found.forest
         x = emit.cast(edit, node.input(0), TensorProto.FLOAT)
         leaves = trees.walk(edit, forest, x)

@@ -20,7 +20,9 @@ class ModInteger(Rule):
     @staticmethod
     def _sign_of(edit: Edit, rest: str, b: str) -> str:
         """The rest with the sign of b: b is added where the signs differ."""
-        zero = edit.const(elementwise.full(edit, b, 0), "zero")
+        zero, divisor = edit.const(elementwise.full(edit, b, 0), "zero"), edit.graph.const(b)
+        if divisor is not None and (divisor > 0).all():
+            return str(edit.add("Where", [edit.add("Less", [rest, zero]), edit.add("Add", [rest, b]), rest]))
         below = edit.add("And", [edit.add("Less", [rest, zero]), edit.add("Greater", [b, zero])])
         above = edit.add("And", [edit.add("Greater", [rest, zero]), edit.add("Less", [b, zero])])
         differ = edit.add("Or", [below, above])

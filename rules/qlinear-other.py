@@ -1,7 +1,9 @@
 from typing import Any
 
+import numpy as np
+
 from onnxfix import emit
-from onnxfix.lowering import quant
+from onnxfix.lowering import dtypes, quant
 from onnxfix.lowering.quant import Quantised
 from onnxfix.rule import Context, Edit, Node, Rule, Safety, Skip
 
@@ -59,15 +61,21 @@ class QLinearOther(Rule):
     @staticmethod
     def _pair(node: Node, inputs: list[Quantised], y: Quantised, edit: Edit, ctx: Context) -> str:
         """A sum or product, in the kernel's order of steps: the result's zero point is added before rounding."""
-        a, b = (quant.centred(edit, node.input(i), node.input(i + 2)) for i in (0, 3))
         scales = [x.scale.reshape(()) for x in inputs]
         target = y.scale.reshape(())
         if node.op == "QLinearMul":
-            total = str(edit.add("Mul", [str(edit.add("Mul", [a, b])), scales[0] * scales[1] / target]))
+            a, b = (quant.centred(edit, node.input(i), node.input(i + 2)) for i in (0, 3))
+            product = str(edit.add("Mul", [str(edit.add("Mul", [a, b])), scales[0] * scales[1] / target]))
+            total = quant.shifted(edit, product, y.zero)
         else:
-            parts = [str(edit.add("Mul", [x, s / target])) for x, s in zip((a, b), scales, strict=True)]
-            total = str(edit.add("Add", parts))
-        return quant.numbered(edit, quant.rounded(edit, quant.shifted(edit, total, y.zero), ctx), y)
+            ratios = [s / target for s in scales]
+            zeros = [float(x.zero.reshape(())) for x in (*inputs, y)]
+            # All zero points in one number, which the kernel, too, works out with one fused step.
+            offset = np.float32(zeros[2] - np.float32(ratios[0] * zeros[0] + float(ratios[1] * np.float32(zeros[1]))))
+            a, b = (dtypes.as_float(edit, node.input(i)) for i in (0, 3))
+            first = quant.fused(edit, b, ratios[1], edit.const(offset, "offset"))
+            total = quant.fused(edit, a, ratios[0], first)
+        return quant.numbered(edit, quant.rounded(edit, total, ctx), y)
 
     @staticmethod
     def _mean(node: Node, values: str, edit: Edit) -> str:

@@ -60,8 +60,10 @@ class ReduceAxes(Rule):
 
     @staticmethod
     def extreme(node: Node, axes: list[int], edit: Edit) -> str:
-        x = node.input(0) if node.op == "ReduceMax" else edit.add("Neg", [node.input(0)])
-        for axis in axes:
-            x, _ = edit.add("TopK", [x, emit.ints([1])], outputs=2, axis=axis)
+        own = node.graph.dtype(node.input(0))
+        x = emit.cast(edit, node.input(0), TensorProto.FLOAT) if own == TensorProto.BFLOAT16 else node.input(0)
         x = x if node.op == "ReduceMax" else edit.add("Neg", [x])
+        for axis in axes:
+            x, _ = edit.add("TopK", [x, emit.ints([1])], outputs=2, axis=axis)  # which ONNX lacks for BFLOAT16
+        x = emit.cast(edit, x if node.op == "ReduceMax" else edit.add("Neg", [x]), own)
         return x if node.attr("keepdims") else emit.squeeze(edit, x, axes)

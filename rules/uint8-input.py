@@ -4,7 +4,7 @@ from onnx import TensorProto
 
 from onnxfix.graph import CAPTURED
 from onnxfix.lowering import dtypes
-from onnxfix.rule import Context, Edit, Graph, Node, Rule
+from onnxfix.rule import Context, Edit, Graph, Node, Rule, Skip
 
 _LARGE = (TensorProto.UINT32, TensorProto.UINT64)
 
@@ -22,11 +22,12 @@ class _Input:
 class Uint8Input(Rule):
     ops = ("<graph>",)
     when = "always"
+    options = {"uint64_as_bits": False}  # noqa: RUF012
 
     def match(self, graph: Graph, ctx: Context) -> _Input | None:
         if graph.kind != "graph":
             return None
-        narrow = ctx.target.narrows(TensorProto.INT64)
+        narrow, declined = ctx.target.narrows(TensorProto.INT64), ""
         for index, info in enumerate(graph.proto.input):
             own = info.type.tensor_type.elem_type
             if own not in dtypes.SMALL or ctx.target.takes_dtype(own) or not graph.is_input(info.name):
@@ -36,15 +37,22 @@ class Uint8Input(Rule):
                 continue
             if any(at == CAPTURED for _, at in others):
                 continue  # a body reads it, in the dtype it has
+            if own == TensorProto.UINT64 and not self.option(ctx, "uint64_as_bits"):
+                declined = dtypes.NO_WIDER.format(f"input '{info.name}'")
+                continue
             to_float = casts and not others and all(c.attr("to") == TensorProto.FLOAT for c in casts)
             wide = TensorProto.INT64 if own in _LARGE else TensorProto.FLOAT if to_float else TensorProto.INT32
             return _Input(index, info.name, own, int(wide), tuple(moved), tuple(others))
+        if declined:
+            raise Skip(declined)
         return None
 
     def rewrite(self, graph: Graph, found: _Input, edit: Edit, ctx: Context) -> None:
         bits = found.own == TensorProto.UINT64
         edit.retype_input(found.index, found.wide, None if bits else dtypes.dtype_range(found.own))
-        what = "the same 64 bits, which below 2^63 are the same numbers" if bits else "the same numbers"
+        what = "the same 64 bits: from 2^63 on the number less 2^64" if bits else "the same numbers"
+        if bits:
+            edit.interface[-1] += f", {what}"
         edit.note = f"input '{found.name}' is declared {dtypes.dtype_name(found.wide)}; feed it {what}"
         for name in found.moved:
             edit.forget_type(name)

@@ -298,6 +298,15 @@ def test_compare(before: object, after: object, verdict: str) -> None:
     assert compare("y", before, after, 1e-5).verdict == verdict
 
 
+@pytest.mark.parametrize(("dtype", "verdict"), [("float32", "within"), ("float64", "beyond"), ("float16", "beyond")])
+def test_digits_lost_to_underflow_are_nobodys_fault(dtype: str, verdict: str) -> None:
+    """A network that fades out ends in denormal numbers, where each way to sum loses other digits; a zero asks for more."""
+    unit = {"float32": 1e-40, "float64": 1e-40, "float16": 1e-5}[dtype]
+    before, after = (np.array([4 * unit, v * unit]).astype(dtype) for v in (1.0, 1.5))
+    assert compare("y", before, after, 1e-5).verdict == verdict
+    assert compare("y", before, after, 0.0).verdict == "beyond"
+
+
 # ---- inputs ----
 
 

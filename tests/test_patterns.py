@@ -51,6 +51,7 @@ SILENT = {
     "antialias": ("resize-unsupported-interpolation",),
     "exclude-outside": ("resize-unsupported-interpolation",),
     "keep-aspect-ratio-policy": ("resize-form", "resize-unsupported-interpolation", "resize-unsupported-nearest"),
+    "shrink-opset-10": ("resize-unsupported-nearest",),
     "seed": (),
     "padded-output": (),
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from onnxfix.report import Safety
 
 ort = pytest.importorskip("onnxruntime")
 B, S, N, H, PAST = 2, 3, 2, 4, 2
+RULES = ("ms-attention", "ms-multihead", "ms-grouped-query", "ms-rotary")
 MASKS = {
     "none": None,
     "keys": np.array([[1, 1, 1, 1, 0], [0, 0, 0, 0, 0]], np.int32),
@@ -34,12 +35,23 @@ def _run(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> list[np.nda
 
 
 def _same(
-    op: str, feeds: Mapping[str, np.ndarray], constants: Mapping[str, np.ndarray], names: list[str], **how: Any
+    op: str,
+    feeds: Mapping[str, np.ndarray],
+    constants: Mapping[str, np.ndarray],
+    names: list[str],
+    outputs: Sequence[str] = (),
+    free: Sequence[str] = (),
+    **how: Any,
 ) -> None:
-    """`op` with these inputs gives what its rewritten form gives."""
-    outputs = ["y", "present"] if "past" in names else ["y"]
+    """`op` with these inputs gives what its rewritten form gives; the lengths (axis 1) of `free` inputs are dynamic."""
+    outputs = outputs or (["y", "present"] if "past" in names else ["y"])
     infos = [
-        helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape) for n, a in feeds.items()
+        helper.make_tensor_value_info(
+            n,
+            helper.np_dtype_to_tensor_dtype(a.dtype),
+            [a.shape[0], f"{n}_length", *a.shape[2:]] if n in free else a.shape,
+        )
+        for n, a in feeds.items()
     ]
     graph = helper.make_graph(
         [helper.make_node(op, names, outputs, domain="com.microsoft", **how)],
@@ -51,10 +63,10 @@ def _same(
     imports = [helper.make_opsetid("", 13), helper.make_opsetid("com.microsoft", 1)]
     before = helper.make_model(graph, opset_imports=imports, ir_version=8)
     after = Model(onnx.ModelProto.FromString(before.SerializeToString()))
-    rules = [catalog.load_folder(catalog.shipped())[r] for r in ("ms-attention", "ms-multihead")]
+    rules = [catalog.load_folder(catalog.shipped())[r] for r in RULES]
     target = matrix.target("trt-8.2")
     done = engine.run(shapes.index(after), rules, target, lambda n: matrix.judge(n, target), allow=Safety.CLOSE)
-    assert [c.safety for c in done.changes] == [Safety.CLOSE]
+    assert done.changes and not [n for n in after.proto.graph.node if n.domain]
     for one, other in zip(_run(before, feeds), _run(after.proto, feeds), strict=True):
         assert one.shape == other.shape
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-5 * np.abs(one).max())
@@ -95,3 +107,37 @@ def test_multi_head_attention(bias: bool, mask: str) -> None:
         ["q", "k", "v", "b" if bias else "", "mask" if given is not None else ""],
         num_heads=N,
     )
+
+
+@pytest.mark.parametrize("free", [False, True])
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("past", [0, 3])
+@pytest.mark.parametrize(
+    "how",
+    [
+        {},
+        {"local_window_size": 2},
+        {"softcap": 0.7, "scale": 0.3},
+        {"do_rotary": 1},
+        {"do_rotary": 1, "rotary_interleaved": 1, "local_window_size": 3},
+    ],
+    ids=lambda how: "-".join(how) or "plain",
+)
+def test_grouped_query_attention(how: dict[str, Any], past: int, packed: bool, free: bool) -> None:
+    rng = np.random.default_rng(0)
+    heads, groups, width, new = 4, 2, 16, 4
+    sizes = [heads * width, *[groups * width] * 2]
+    given = [rng.standard_normal((1, new, s), np.float32) for s in sizes]
+    feeds = {"q": np.concatenate(given, 2)} if packed else dict(zip("qkv", given, strict=True))
+    names = ["q", "" if packed else "k", "" if packed else "v", "pk", "pv", "last", "total"]
+    for name in ("pk", "pv"):
+        feeds[name] = rng.standard_normal((1, groups, past, width), np.float32)
+    feeds |= {"last": np.array([past + new - 1], np.int32), "total": np.array(past + new, np.int32)}
+    constants = {}
+    if how.get("do_rotary"):
+        angles = np.outer(np.arange(16), 100.0 ** -(np.arange(width // 2) / 4))
+        constants = {"cos": np.cos(angles).astype(np.float32), "sin": np.sin(angles).astype(np.float32)}
+        names += ["cos", "sin"]
+    outputs = ["y", "present_k", "present_v"]
+    open_ = [n for n in "qkv" if free and n in feeds]
+    _same("GroupQueryAttention", feeds, constants, names, outputs, open_, num_heads=heads, kv_num_heads=groups, **how)

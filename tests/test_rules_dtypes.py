@@ -14,7 +14,7 @@ from onnxfix import catalog, engine, matrix, shapes
 from onnxfix.model import Model
 from onnxfix.report import Safety
 
-RULES = tuple(catalog.load_folder(catalog.shipped()).values())
+SET = catalog.load_set("rtx.yml")  # where UINT64 may travel as the bits of INT64
 TARGET = matrix.target("rtx-1.7")
 INTEGERS = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
 NEWEST = onnx.defs.onnx_opset_version()
@@ -46,7 +46,9 @@ def kind(dtype: Any) -> int:
     return helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
 
 
-def rewritten(op: str, given: list[np.ndarray], out: Any, **attributes: Any) -> np.ndarray:
+def rewritten(
+    op: str, given: list[np.ndarray], out: Any, target: matrix.Target = TARGET, **attributes: Any
+) -> np.ndarray:
     """What one node gives after all rules, in ONNX Runtime, as `out`; nothing that the target refuses may be left."""
     import onnxruntime
 
@@ -60,8 +62,9 @@ def rewritten(op: str, given: list[np.ndarray], out: Any, **attributes: Any) -> 
     opset = max(23, onnx.defs.get_schema(op).since_version)
     model = Model(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10))
     index = shapes.index(model)
-    engine.run(index, RULES, TARGET, lambda node: matrix.judge(node, TARGET), allow=Safety.CLOSE)
-    assert not list(matrix.judge_graph(index, TARGET))
+    judge = lambda node: matrix.judge(node, target)  # noqa: E731
+    engine.run(index, SET.rules, target, judge, allow=Safety.CLOSE, options=SET.options)
+    assert not list(matrix.judge_graph(index, target))
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     model.proto.opset_import[0].version = 23  # what is left is as old
@@ -78,6 +81,15 @@ def test_two_operands(op: str, dtype: str) -> None:
     a, b = drawn(dtype, 1), drawn(dtype, 2)
     expected = OPERATORS[op](a, b)
     assert np.array_equal(rewritten(op, [a, b], expected.dtype), expected)
+
+
+@pytest.mark.parametrize("release", ("trt-8.2", "trt-8.5"))
+@pytest.mark.parametrize("dtype", ("int8", "uint8", "int16", "uint16"))
+def test_two_small_operands_where_there_is_no_mod_and_uint8_converts_to_float_alone(dtype: str, release: str) -> None:
+    a, b = drawn(dtype, 1), drawn(dtype, 2)
+    for op, function in OPERATORS.items():
+        expected = function(a, b)
+        assert np.array_equal(rewritten(op, [a, b], expected.dtype, matrix.target(release)), expected), op
 
 
 @pytest.mark.parametrize("dtype", ("uint8", "uint16", "uint32", "uint64"))
@@ -120,3 +132,16 @@ def test_bits_of_floating_point(before: str, after: str) -> None:
     x = x[~np.isnan(x.view(after if whole == before else before))]  # a NaN keeps no particular bits
     found = rewritten("BitCast", [x], after, to=kind(after))
     assert np.array_equal(found.view(whole), x.view(whole))
+
+
+def test_uint64_that_travels_as_bits_is_reported_as_that() -> None:
+    text = '<ir_version: 8, opset_import: ["": 13]>\ng (uint64[2] x, uint8[2] n) => (uint64[2] y) { y = Identity(x) }'
+    model = Model(onnx.parser.parse_model(text))
+    judge = lambda node: matrix.judge(node, TARGET)  # noqa: E731
+    outcome = engine.run(shapes.index(model), SET.rules, TARGET, judge, allow=Safety.CLOSE, options=SET.options)
+    told = [line for line in outcome.interface if "UINT64" in line]
+    assert len(told) == 2 and all("the same 64 bits" in line for line in told)
+    left = Model(onnx.parser.parse_model(text))
+    outcome = engine.run(shapes.index(left), SET.rules, TARGET, judge, allow=Safety.CLOSE)
+    assert not any("UINT64" in line for line in outcome.interface)
+    assert any("of which no dtype that is taken holds all numbers" in s.reason for s in outcome.skipped)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,14 +10,16 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from onnxfix import catalog, engine, matrix, shapes
+from onnxfix import api, catalog, engine, matrix, shapes
+from onnxfix.graph import Edit
 from onnxfix.lowering import fourier, scatter
 from onnxfix.model import Model
-from onnxfix.report import Safety
+from onnxfix.report import Safety, Status
 
 ort = pytest.importorskip("onnxruntime")
 
 ML = "ai.onnx.ml"
+_DETECTIONS = ("num_detections", "detection_boxes", "detection_scores", "detection_classes")
 
 
 def _model(
@@ -122,3 +125,52 @@ def test_forests_go_where_they_went(modes: list[str], aggregate: str) -> None:
     before, after = _run(proto, x)[0], _run(_rewritten(proto, "ml-trees"), x)[0]
     assert len(np.unique(before)) > 1
     np.testing.assert_allclose(after, before, rtol=1e-5, atol=1e-6)
+
+
+def test_what_new_nodes_need_is_imported_in_the_function_that_gets_them() -> None:
+    text = """<ir_version: 8, opset_import: ["d": 1]>
+    g (float[2, 2] x) => (float[2, 2] y) { y = d.f(x) }
+    <domain: "d", opset_import: ["com.microsoft": 1]>
+    f (x) => (y) { y = com.microsoft.FusedGemm<activation = "Relu">(x, x) }"""
+    model, target = Model(onnx.parser.parse_model(text)), matrix.target("rtx-1.7")
+    rules = [catalog.load_folder(catalog.shipped())["ms-fused"]]
+    engine.run(shapes.index(model), rules, target, lambda node: matrix.judge(node, target), allow=Safety.CLOSE)
+    (function,) = model.proto.functions
+    assert {"", "com.microsoft"} == {o.domain for o in function.opset_import}
+    onnx.checker.check_model(model.proto)
+
+
+def test_efficient_nms_gives_the_model_other_outputs_where_a_rule_file_asks(tmp_path: Path) -> None:
+    page = (catalog.shipped() / "plugin-efficient-nms.md").read_text(encoding="utf-8")
+    given = onnx.parser.parse_model(page.split("```onnx before")[1].split("\n", 1)[1].split("```")[0])
+    onnx.save(given, tmp_path / "model.onnx")
+    (tmp_path / "mine.yml").write_text(
+        "rules: [{id: plugin-efficient-nms, options: {max_output_boxes: 20}}]\n"
+        "plugins: [EfficientNMS_TRT]\ntarget: trt-8.5\nallow: lossy\nrequire: [structure]\n"
+    )
+    report = api.apply(tmp_path / "model.onnx", rules=tmp_path / "mine.yml")
+    made = onnx.load(report.output).graph
+    assert [o.name for o in made.output] == ["all", *_DETECTIONS]
+    assert [len(o.type.tensor_type.shape.dim) for o in made.output] == [3, 2, 3, 2, 2]
+    assert [n.op_type for n in made.node] == ["Sigmoid", "Transpose", "EfficientNMS_TRT"]
+    assert {a.name: helper.get_attribute_value(a) for a in made.node[-1].attribute} == {
+        "plugin_version": b"1", "plugin_namespace": b"", "score_threshold": 0.25, "iou_threshold": 0.5,
+        "max_output_boxes": 20, "background_class": -1, "score_activation": 0, "box_coding": 0,
+    }  # fmt: skip
+    assert any("'chosen' is gone" in note for note in report.notes)
+    parity = report.check("parity")
+    assert parity is not None and parity.status is Status.NOT_RUN, "nothing here can run a plugin"
+
+
+def test_outputs_and_imports_come_back_when_an_edit_is_rolled_back() -> None:
+    text = '<ir_version: 8, opset_import: ["": 13]> g (float[2] x) => (float[2] y) { y = Relu(x) }'
+    model = Model(onnx.parser.parse_model(text))
+    graph, before = shapes.index(model), model.proto.SerializeToString()
+    edit = Edit(graph, next(graph.nodes()), "mine")
+    made = edit.add("Neg", ["x"])
+    edit.add("Gelu", ["x"], domain="com.microsoft")
+    edit.replace_outputs(["y"], [helper.make_tensor_value_info(made, TensorProto.FLOAT, [2])])
+    assert list(graph.output_names) == [made] and len(edit.interface) == 2
+    edit.rollback()
+    graph.commit()
+    assert model.proto.SerializeToString() == before and list(graph.output_names) == ["y"]

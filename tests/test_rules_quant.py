@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping
 from typing import Any
 
@@ -101,13 +102,16 @@ def test_dynamic_quantisation_of_one_sided_and_flat_tensors(x: np.ndarray) -> No
         np.testing.assert_array_equal(expected, got)
 
 
+# The kernels of other processors round sums that lie halfway between two numbers otherwise.
+needs_x86 = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="ONNX Runtime's kernel of x86")
+
+
 @pytest.mark.parametrize("kind", ["uint8", "int8"])
-@pytest.mark.parametrize("op", ["QLinearMul", "QLinearAdd"])
+@pytest.mark.parametrize("op", ["QLinearMul", pytest.param("QLinearAdd", marks=needs_x86)])
 def test_all_pairs_of_quantised_numbers(op: str, kind: str) -> None:
     low, high = np.iinfo(kind).min, np.iinfo(kind).max
     every = np.arange(low, high + 1)
     feeds = {"a": np.repeat(every, 256).astype(kind), "b": np.tile(every, 256).astype(kind)}
-    differing = 0
     for seed in range(4):
         random = np.random.default_rng(seed)
         s, t = random.uniform(0.01, 0.2, 2).astype(np.float32)
@@ -121,12 +125,7 @@ def test_all_pairs_of_quantised_numbers(op: str, kind: str) -> None:
             }}"""
         )
         assert not any(n.op_type == op for n in after.proto.graph.node)
-        expected, got = run(before, feeds)[0], run(after.proto, feeds)[0]
-        distance = np.abs(expected.astype(int) - got.astype(int))
-        assert distance.max() <= 1
-        differing += int(distance.sum())
-    # Sums halfway between two numbers may go either way, as they do among ONNX Runtime's own kernels.
-    assert differing <= (0 if op == "QLinearMul" else 8)
+        np.testing.assert_array_equal(run(before, feeds)[0], run(after.proto, feeds)[0])
 
 
 @pytest.mark.parametrize("per_channel", [False, True])

@@ -62,7 +62,7 @@ def compare(name: str, before: Any, after: Any, tolerance: float, metric: Metric
     if not numbers.size:
         return Compared("equal", before.size, 0)
     magnitude = float(np.abs(numbers).max())
-    allowed = tolerance * magnitude if before.dtype.kind == "f" else 0.0
+    allowed = max(tolerance * magnitude, _underflow(before.dtype)) if before.dtype.kind == "f" and tolerance else 0.0
     equal = np.array_equal(numbers, others)  # needs no judge
     passed, max_abs = (True, 0.0) if equal else _polygraphy(name, numbers, others, allowed)
     score, note = None, ""
@@ -82,6 +82,14 @@ def compare(name: str, before: Any, after: Any, tolerance: float, metric: Metric
         metric,
         score,
     )
+
+
+def _underflow(dtype: np.dtype[Any]) -> float:
+    """Below the smallest normal number digits are lost on the way, however a formula is written.
+
+    FP16 computed in FP32 loses none, and its smallest normal number is not small.
+    """
+    return float(np.finfo(dtype).tiny) if dtype.itemsize > 2 else 0.0
 
 
 def _polygraphy(name: str, before: np.ndarray, after: np.ndarray, allowed: float) -> tuple[bool, float]:

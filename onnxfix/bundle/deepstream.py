@@ -131,7 +131,7 @@ def _input(
     if channels != colors:
         raise RequestError(f"input {name} has {channels} channels, {how.color} images have {colors}; see --preprocess")
     lines = [
-        f"# preprocessing: {how or 'as by default: RGB, divided by 255, stretched to the size'}",
+        f"# preprocessing: {str(how) or 'as by default: RGB, divided by 255, stretched to the size'}",
         f"batch-size={batch}",
         "# channels;height;width, in any input order",
         f"infer-dims={channels};{height};{width}",

@@ -355,7 +355,8 @@ def _notes(
     if report.verdict in ("refused", "unverified"):
         yield f"by the matrix: {report.judged}; the board's own parser has the last word"
     if unverified := goal.facts.get("unverified"):
-        yield f"not confirmed of JetPack {goal.jetpack}: {', '.join(unverified)}"
+        facts = "all that is" if "all" in unverified else f"the {' and '.join(unverified)}"
+        yield f"{facts} said here of JetPack {goal.jetpack} comes from no page of NVIDIA's: look on the board"
 
 
 def _manifest(

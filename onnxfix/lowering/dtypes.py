@@ -42,6 +42,12 @@ _BOUNDS: dict[int, Range] = {
 # Integers that TensorRT takes nowhere, or at the border, or for quantised values alone.
 SMALL = frozenset(_BOUNDS) - {TensorProto.BOOL, TensorProto.INT4, TensorProto.INT32, TensorProto.INT64}
 
+# Why a UINT64 of the interface is left alone; what `{}` stands for comes first.
+NO_WIDER = (
+    "{} is UINT64, of which no dtype that is taken holds all numbers; if yours stay below 2^63, or you read the bits, "
+    "set option uint64_as_bits: true of uint8-input and uint8-output, or keep 64-bit counts outside of the network"
+)
+
 # Significant bits: whole numbers up to this power of two are held without gaps.
 _SIGNIFICANT: dict[int, int] = {
     TensorProto.FLOAT: 24,
@@ -457,9 +463,13 @@ def wrap(edit: Edit, x: str, own: int, other: int) -> str:
 
 
 def can_wrap(own: int, other: int, ctx: Context) -> bool:
-    """Whether `wrap` can be written for the target, for numbers of `own` computed in the wider integers `other`."""
+    """Whether `wrap` can be written for the target, for numbers of `own` computed in the wider integers `other`.
+
+    Where there is no Mod, rule mod-integer makes a division of it.
+    """
     bits = 16 if other == TensorProto.INT32 else 32 if other == TensorProto.INT64 else 0
-    return bits > 0 and ctx.supports("Mod") and within(_BOUNDS.get(own), (-(1 << bits), 1 << bits))
+    rest = ctx.supports("Mod") or ctx.supports("Div")
+    return rest and bits > 0 and within(_BOUNDS.get(own), (-(1 << bits), 1 << bits))
 
 
 def _typed_alike(node: Node, dtypes: frozenset[int]) -> tuple[tuple[int, ...], tuple[int, ...], int] | None:

@@ -39,14 +39,16 @@ def attend(edit: Edit, q: str, k: str, v: str, scale: float, masks: Sequence[str
 class Lengths:
     """How many queries and keys there are: numbers where the shapes tell, else values of the graph."""
 
-    def __init__(self, edit: Edit, q: str, k: str, queries: int | None, keys: int | None) -> None:
+    def __init__(
+        self, edit: Edit, q: str, k: str, queries: int | None, keys: int | None, queries_axis: int = 2
+    ) -> None:
         self.edit, self.queries, self.keys = edit, queries, keys
-        self._q, self._k = q, k
+        self._q, self._k, self._axis = q, k, queries_axis
 
-    def _size(self, of: str) -> str:
-        """Axis 2 of a B x N x S x h value, as a rank-0 INT64."""
+    def _size(self, of: str, axis: int = 2) -> str:
+        """The size of an axis, by default that of S or T in B x N x S x h, as a rank-0 INT64."""
         edit = self.edit
-        return str(edit.add("Gather", [edit.add("Shape", [of]), np.asarray(2, np.int64)], axis=0))
+        return str(edit.add("Gather", [edit.add("Shape", [of]), np.asarray(axis, np.int64)], axis=0))
 
     def key_places(self) -> str | np.ndarray:
         """0 to T - 1."""
@@ -55,20 +57,24 @@ class Lengths:
         zero, one = np.asarray(0, np.int64), np.asarray(1, np.int64)
         return str(self.edit.add("Range", [zero, self._size(self._k), one]))
 
-    def causal(self, dtype: int) -> str | np.ndarray:
-        """S x T: zero up to a query's own place, the lowest number behind it."""
+    def causal(self, dtype: int, window: int = -1) -> str | np.ndarray:
+        """S x T: zero up to a query's own place, the lowest number behind it, and before its last `window` places."""
         lowest = np.asarray(np.finfo(contrib.number(0, dtype).dtype).min, contrib.number(0, dtype).dtype)
         if self.queries is not None and self.keys is not None:
-            rows = np.arange(self.keys - self.queries, self.keys)[:, None]
-            return np.where(np.arange(self.keys)[None] > rows, lowest, np.zeros_like(lowest))
+            rows, columns = np.arange(self.keys - self.queries, self.keys)[:, None], np.arange(self.keys)[None]
+            hidden = columns > rows if window < 0 else (columns > rows) | (columns <= rows - window)
+            return np.where(hidden, lowest, np.zeros_like(lowest))
         edit, one = self.edit, np.asarray(1, np.int64)
         keys = self._size(self._k)
-        first = str(edit.add("Sub", [keys, self._size(self._q)]))
+        first = str(edit.add("Sub", [keys, self._size(self._q, self._axis)]))
         rows_at = emit.unsqueeze(edit, str(edit.add("Range", [first, keys, one])), [1])
         places = self.key_places()
-        columns = emit.unsqueeze(edit, places if isinstance(places, str) else edit.const(places), [0])
-        later = edit.add("Less", [rows_at, columns])
-        return str(edit.add("Where", [later, lowest, np.zeros_like(lowest)]))
+        columns_at = emit.unsqueeze(edit, places if isinstance(places, str) else edit.const(places), [0])
+        out = edit.add("Less", [rows_at, columns_at])
+        if window >= 0:
+            since = edit.add("Sub", [rows_at, np.asarray(window - 1, np.int64)])
+            out = edit.add("Or", [out, edit.add("Less", [columns_at, since])])
+        return str(edit.add("Where", [out, lowest, np.zeros_like(lowest)]))
 
 
 def padding(edit: Edit, mask: str, filter_value: float, lengths: Lengths, dtype: int, batch: int | None) -> str:

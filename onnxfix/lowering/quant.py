@@ -227,6 +227,24 @@ def quantized(edit: Edit, values: str, y: Quantised, ctx: Context) -> str:
     return numbered(edit, shifted(edit, scaled, y.zero), y)
 
 
+def fused(edit: Edit, x: str, factor: np.ndarray, addend: str) -> str:
+    """x * factor + addend in FLOAT, rounded once, as a fused multiply-add does; `x` holds whole numbers up to 2**8.
+
+    The factor in two parts makes both products exact; what the sum of the first and the addend loses is found by the
+    differences (Knuth's TwoSum) and added at the end.
+    """
+    high = (factor.astype(F32).view(np.uint32) & np.uint32(0xFFFFFF00)).view(F32)
+    low = factor.astype(F32) - high
+    product = str(edit.add("Mul", [x, high]))
+    total = str(edit.add("Add", [product, addend]))
+    if not low.any():
+        return total
+    rest = edit.add("Mul", [x, low])
+    other = str(edit.add("Sub", [total, product]))
+    lost = [edit.add("Sub", [product, edit.add("Sub", [total, other])]), edit.add("Sub", [addend, other])]
+    return str(edit.add("Add", [total, edit.add("Add", [edit.add("Add", lost), rest])]))
+
+
 def shifted(edit: Edit, x: str, zero: np.ndarray) -> str:
     """FLOAT `x` plus a zero point."""
     return str(edit.add("Add", [x, zero.astype(F32).reshape(())])) if zero.any() else x
