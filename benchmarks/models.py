@@ -46,7 +46,7 @@ from onnxfix import api, bench, build, catalog, model, precision, prove
 from onnxfix.backends.options import BuildOptions
 from onnxfix.backends.trt import FLAVOUR_VARIABLE
 from onnxfix.errors import OnnxfixError
-from onnxfix.report import Check, Report, Safety, Status
+from onnxfix.report import Check, Effect, Finding, Report, Safety, Status
 from onnxfix.rule import REWRITABLE
 from tests.models import fixture_models, package_models
 
@@ -157,19 +157,29 @@ def _matrix(job: Job, path: Path) -> Figures:
 
 def _by_matrix(path: Path, target: str, fixed: Path, constant: Mapping[str, Any]) -> Figures:
     found = api.inspect(path, target=target).findings
-    refused = [f for f in found if f.effect in REWRITABLE]
-    before = "refused" if refused else "undecided" if found else "taken"
-    if not refused and not (found and constant):
-        return {"before": before, "after": before, "left": _counted(f"{f.where.op}: {f.reason}" for f in found)}
+    before = _by_findings(found)
+    if before != "refused" and not (found and constant):
+        return {"before": before, "after": before, **_left(found)}
     report = api.apply(path, rules="jetson.yml", target=target, output=fixed, **constant)
-    left = [f for f in report.remaining if f.effect in REWRITABLE]
     return {
         "before": before,
-        "refused": _counted(f.where.op for f in refused),
-        "after": "refused" if left else "undecided" if report.remaining else "taken",
+        "refused": _counted(f.where.op for f in found if f.effect in REWRITABLE),
+        "after": _by_findings(report.remaining),
         **_proved(report),
-        "left": _counted(f"{f.where.op}: {f.reason}" for f in left or report.remaining),
+        **_left(report.remaining),
     }
+
+
+def _by_findings(found: Sequence[Finding]) -> str:
+    """What the matrix says in one word. NVIDIA's own plugins come with TensorRT: a node that needs one is taken."""
+    effects = {f.effect for f in found}
+    return "refused" if effects & REWRITABLE else "undecided" if effects - {Effect.PLUGIN} else "taken"
+
+
+def _left(found: Sequence[Finding]) -> Figures:
+    worst = [f for f in found if f.effect in REWRITABLE] or found
+    plugins = any(f.effect is Effect.PLUGIN for f in found)
+    return {"left": _counted(f"{f.where.op}: {f.reason}" for f in worst), "plugins": plugins}
 
 
 def _proved(report: Report) -> Figures:

@@ -90,11 +90,12 @@ def _judged(figures: Line) -> str:
     before, after, count = figures.get("before"), figures.get("after"), figures.get("changes", 0)
     if not before:
         return "failed" if figures else ""
-    if before == after == "taken":
-        return "takes"
     if after != "taken":
         return after
-    return f"takes after {count}" if _proved(figures) else f"takes after {count}, unproved"
+    words = ["takes" if before == "taken" else f"takes after {count}"]
+    words += ["by plugins"] if figures.get("plugins") else []
+    words += [] if _proved(figures) else ["unproved"]
+    return ", ".join(words)
 
 
 def _proved(figures: Line) -> bool:

@@ -28,6 +28,7 @@ LINES = [
     line("p/y/a", "apply", nodes=4, before="refused", after="taken", changes=7, proved=True),
     line("p/y/b", "apply", nodes=5, before="refused", after="taken", changes=2, proved=False, why="/home/x/b.onnx: no parity"),
     line("p/x/a", "matrix", **{"trt-8.2": {"before": "refused", "after": "undecided"}}),
+    line("p/y/a", "matrix", **{"trt-8.2": {"before": "refused", "after": "taken", "changes": 7, "plugins": True}}),
     line("p/x/a", "build", **{"7.5": engine(GEMM), "8.6": engine()}),
     line("p/y/a", "build", **{"7.5": engine("[pass.cpp:337: check] Cannot compile operation 'other' for Turing: no"), "8.6": engine()}),
     line("p/x/a", "fp16", parse="taken", outputs={"o": {"max_rel": 0.00234, "cosine": 0.9991, "top1": 1.0}}),
@@ -45,7 +46,7 @@ def test_a_row_for_each_model() -> None:
     assert cells["RTX"] == "takes" and cells["8.2"] == "undecided" and cells["engines"] == "8.6"
     assert cells["FP16"] == "0.002, cosine 0.9991, top-1 100%" and cells["INT8"] == ""
     assert cells["time"] == "1.25 (1.10 to 1.50, rtx-1.7)"  # the slowest
-    assert row(text, "p/y/a")[2] == "takes after 7"
+    assert row(text, "p/y/a")[2] == "takes after 7" and row(text, "p/y/a")[3] == "takes after 7, by plugins"
     assert row(text, "p/b")[2] == "takes after 2, unproved"  # the only b: its folder says nothing
     assert "3 models. TensorRT-RTX's parser takes 1 as they are, 2 after" in text
     assert "Engines built: 0 for 7.5, 2 for 8.6." in text and "All 2 plans" in text
