@@ -159,14 +159,14 @@ def _by_matrix(path: Path, target: str, fixed: Path, constant: Mapping[str, Any]
     found = api.inspect(path, target=target).findings
     before = _by_findings(found)
     if before != "refused" and not (found and constant):
-        return {"before": before, "after": before, **_left(found)}
+        return {"before": before, "after": before, **_rest(found)}
     report = api.apply(path, rules="jetson.yml", target=target, output=fixed, **constant)
     return {
         "before": before,
         "refused": _counted(f.where.op for f in found if f.effect in REWRITABLE),
         "after": _by_findings(report.remaining),
         **_proved(report),
-        **_left(report.remaining),
+        **_rest(report.remaining),
     }
 
 
@@ -176,7 +176,7 @@ def _by_findings(found: Sequence[Finding]) -> str:
     return "refused" if effects & REWRITABLE else "undecided" if effects - {Effect.PLUGIN} else "taken"
 
 
-def _left(found: Sequence[Finding]) -> Figures:
+def _rest(found: Sequence[Finding]) -> Figures:
     worst = [f for f in found if f.effect in REWRITABLE] or found
     plugins = any(f.effect is Effect.PLUGIN for f in found)
     return {"left": _counted(f"{f.where.op}: {f.reason}" for f in worst), "plugins": plugins}
