@@ -13,9 +13,8 @@ import numpy as np
 import onnx
 
 from onnxfix import catalog, engine, matrix, prove, shapes, skeleton
-from onnxfix.backends import HOW_TO_GET, BackendError, absent, feeds, ort, reference, worker, workers
+from onnxfix.backends import BackendError, feeds, need, ort, reference, worker, workers
 from onnxfix.cutting import write_inlined
-from onnxfix.errors import UnavailableError
 from onnxfix.model import load
 from onnxfix.report import Check, Safety, to_dict
 
@@ -27,9 +26,7 @@ class Worker(workers.Worker):
     """The child. Raises UnavailableError without ONNX Runtime or Polygraphy."""
 
     def __init__(self, *, memory_mib: int | None = None) -> None:
-        for module in ("onnxruntime", "polygraphy"):
-            if why := absent(module):
-                raise UnavailableError(f"{why}: {HOW_TO_GET[module]}")
+        need("onnxruntime", "polygraphy")
         super().__init__("onnxfix.trial", "ONNX Runtime", memory_mib=memory_mib)
 
 

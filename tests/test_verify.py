@@ -12,7 +12,7 @@ import onnx.parser
 import pytest
 from onnx import numpy_helper
 
-from onnxfix import catalog, cli, engine, matrix, shapes, verify
+from onnxfix import backends, catalog, cli, engine, matrix, shapes, verify
 from onnxfix.backends import images, metrics, ort, reference
 from onnxfix.backends.metrics import Metric
 from onnxfix.errors import RequestError
@@ -292,7 +292,7 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
 def test_a_proof_that_did_not_run_is_not_passed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path, TEXT, "one.onnx")
-    monkeypatch.setattr(ort, "absent", lambda module: f"the Python package {module} is not installed")
+    monkeypatch.setattr(backends, "absent", lambda module: f"the Python package {module} is not installed")
     found = verify.verify(path, path)
     assert found.check.status is Status.NOT_RUN and "not installed" in found.check.detail
     assert cli.main(["verify", str(path), str(path), "--require"]) == 3

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from onnxfix.errors import OnnxfixError, RequestError
+from onnxfix.errors import OnnxfixError, RequestError, UnavailableError
 
 # Libraries of plugins, as PATH separates its folders, that TensorRT loads before it parses.
 PLUGINS_VARIABLE = "ONNXFIX_TRT_PLUGINS"
@@ -49,6 +49,8 @@ class BackendInfo:
 HOW_TO_GET = {
     "onnxruntime": "pip install 'onnxfix[prove]'",
     "polygraphy": "pip install 'onnxfix[prove]'",
+    "onnx_graphsurgeon": "pip install 'onnxfix[prove]'",
+    "PIL": "pip install 'onnxfix[images]'",
     "tensorrt": "on a Jetson it comes with JetPack (apt install python3-libnvinfer; a virtual environment "
     "needs --system-site-packages); elsewhere: pip install 'onnxfix[tensorrt]'",
     "tensorrt_rtx": "pip install 'onnxfix[rtx]' (Linux or Windows on x86-64; needs no GPU)",
@@ -72,6 +74,13 @@ def absent(module: str) -> str:
     if module == "tensorrt" and not _has_binary(Path(spec.origin).parent):
         return "the tensorrt installed here is a mere placeholder, without NVIDIA's libraries"
     return ""
+
+
+def need(*modules: str) -> None:
+    """Raises UnavailableError for the first of them that is not installed, with how to get it."""
+    for module in modules:
+        if why := absent(module):
+            raise UnavailableError(f"{why}: {HOW_TO_GET[module]}")
 
 
 def _has_binary(package: Path) -> bool:

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import onnx
 
-from onnxfix.backends import absent
-from onnxfix.errors import UnavailableError
+from onnxfix.backends import need
 
 
 def extract(
@@ -20,8 +19,7 @@ def extract(
 
     Raises UnavailableError without ONNX GraphSurgeon. Cost: an import of the whole graph.
     """
-    if why := absent("onnx_graphsurgeon"):
-        raise UnavailableError(f"{why}: pip install 'onnxfix[prove]'")
+    need("onnx_graphsurgeon")
     import onnx_graphsurgeon as gs
 
     graph = gs.import_onnx(model)

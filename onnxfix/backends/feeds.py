@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxfix.backends import BackendError, images, quiet
+from onnxfix.backends import BackendError, images, need, quiet
 from onnxfix.errors import RequestError
 from onnxfix.model import one_line
 
@@ -168,7 +168,8 @@ def unfillable(inputs: Sequence[Tensor]) -> str:
 
 
 def seeded(inputs: Sequence[Tensor], draw: Draw, seed: int) -> Feeds:
-    """One set of inputs, the same for the same arguments."""
+    """One set of inputs, the same for the same arguments. Raises UnavailableError without Polygraphy."""
+    need("polygraphy")
     from polygraphy.common import TensorMetadata
     from polygraphy.comparator import DataLoader
 
@@ -212,7 +213,8 @@ def filled(inputs: Sequence[Tensor]) -> Feeds:
 
 
 def write(path: Path, samples: Sequence[Feeds]) -> None:
-    """Write samples as a Polygraphy .json."""
+    """Write samples as a Polygraphy .json. Raises UnavailableError without Polygraphy."""
+    need("polygraphy")
     from polygraphy.json import save_json
 
     with quiet():
@@ -225,7 +227,8 @@ def read(
     """Samples from an .npz (input name -> array: one sample), from a Polygraphy .json (a list of samples), or from a
     folder of images, one sample each; further inputs of the model are drawn with seed 0.
 
-    Raises RequestError when the file can't be read, or lacks an input, UnavailableError for images without Pillow.
+    Raises RequestError when the file can't be read, or lacks an input, and UnavailableError for images
+    without Pillow or a .json without Polygraphy.
     """
     if path.is_dir():
         return list(_read_images(path, inputs, preprocessing or images.Preprocessing()))
@@ -318,6 +321,7 @@ def _read_npz(path: Path) -> list[Feeds]:
 
 
 def _read_json(path: Path) -> list[Feeds]:
+    need("polygraphy")
     from polygraphy.json import load_json
 
     if not path.exists():

@@ -19,8 +19,7 @@ import onnx
 from onnx import TensorProto, helper, inliner, numpy_helper, version_converter
 
 from onnxfix import shapes
-from onnxfix.backends import HOW_TO_GET, BackendError, absent
-from onnxfix.errors import UnavailableError
+from onnxfix.backends import BackendError, need
 from onnxfix.graph import Edit, Graph, Node
 from onnxfix.model import PROTOBUF_LIMIT, Model, load, nbytes, one_line
 
@@ -55,8 +54,7 @@ def convert(
 
     Raises BackendError when it fails, UnavailableError without ONNX Runtime.
     """
-    if why := absent("onnxruntime"):
-        raise UnavailableError(f"{why}: {HOW_TO_GET['onnxruntime']}")
+    need("onnxruntime")
     name = kind.upper()
     if sum(map(nbytes, load(path).tensors())) > PROTOBUF_LIMIT // 2:
         raise BackendError(f"over 1 GiB of weights can't be converted to {name} in one piece")

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from onnxfix.backends import absent
-from onnxfix.errors import RequestError, UnavailableError
+from onnxfix.backends import need
+from onnxfix.errors import RequestError
 from onnxfix.model import one_line
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
@@ -91,8 +91,7 @@ def read(folder: Path, shape: tuple[int | str, ...], dtype: Any, how: Preprocess
     `shape` is the input's, whose fixed sizes stand in for those not stated. Raises RequestError for a folder without
     images, for one that can't be read and for sizes that don't fit, UnavailableError without Pillow.
     """
-    if why := absent("PIL"):
-        raise UnavailableError(f"{why}: pip install 'onnxfix[images]'")
+    need("PIL")
     found = files(folder)[: how.limit]
     if len(shape) not in (3, 4):
         raise RequestError(f"{folder}: the input has {len(shape)} axes; images fit three or four")

@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from onnxfix.backends import HOW_TO_GET, BackendError, absent, quiet, version
+from onnxfix.backends import BackendError, absent, need, quiet, version
 from onnxfix.backends.feeds import Feeds, Tensor
-from onnxfix.errors import UnavailableError
 from onnxfix.model import one_line
 
 DTYPES = {
@@ -55,8 +54,7 @@ def channel_block() -> int:
 
     Found by having it optimise one convolution of 8 channels. Raises UnavailableError when it can't be asked.
     """
-    if why := absent("onnxruntime"):
-        raise UnavailableError(f"{why}: {HOW_TO_GET['onnxruntime']}")
+    need("onnxruntime")
     import onnx
     import onnxruntime
     from onnx import parser
@@ -82,9 +80,7 @@ class Runner:
     """
 
     def __init__(self, path: Path) -> None:
-        for module in ("onnxruntime", "polygraphy"):
-            if why := absent(module):
-                raise UnavailableError(f"{why}: {HOW_TO_GET[module]}")
+        need("onnxruntime", "polygraphy")
         self._path = str(path)
         self._runner: Any = None
         session = self._open()
@@ -154,8 +150,7 @@ class Deployed:
     """
 
     def __init__(self, path: Path, providers: Sequence[str], threads: int = 0) -> None:
-        if why := absent("onnxruntime"):
-            raise UnavailableError(f"{why}: {HOW_TO_GET['onnxruntime']}")
+        need("onnxruntime")
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -192,8 +187,7 @@ def _session(model: bytes | str, folder: Path | None = None, exact: bool = True)
     weight is an initializer than when it is computed; one thread, since operators that quantise dynamically do so for
     each thread's share and give other numbers with more.
     """
-    if why := absent("onnxruntime"):
-        raise UnavailableError(f"{why}: {HOW_TO_GET['onnxruntime']}")
+    need("onnxruntime")
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -17,8 +17,7 @@ import onnx
 from onnx import TensorProto
 
 from onnxfix import shapes
-from onnxfix.backends import HOW_TO_GET, BackendError, absent, half
-from onnxfix.errors import UnavailableError
+from onnxfix.backends import BackendError, half, need
 from onnxfix.graph import Graph, Node
 from onnxfix.model import PROTOBUF_LIMIT, Model, load, nbytes, one_line
 
@@ -56,8 +55,7 @@ def convert(path: Path, to: Path, ranges: Mapping[str, float], *, keep: Collecti
     Operators that read a value without a range stay FP32. Returns the number of operators in INT8.
     Raises BackendError when it fails, UnavailableError without ONNX Runtime.
     """
-    if why := absent("onnxruntime"):
-        raise UnavailableError(f"{why}: {HOW_TO_GET['onnxruntime']}")
+    need("onnxruntime")
     if sum(map(nbytes, load(path).tensors())) > PROTOBUF_LIMIT // 2:
         raise BackendError("over 1 GiB of weights can't be quantised in one piece")
     try:
