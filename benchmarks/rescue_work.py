@@ -20,7 +20,9 @@ import onnx
 
 from onnxfix import catalog, engine, matrix, model, prove, shapes
 from onnxfix.backends import BackendError, hard, ort
+from onnxfix.changeproof import RANDOM
 from onnxfix.errors import OnnxfixError
+from onnxfix.recorder import operators
 from onnxfix.report import Safety, Status
 from onnxfix.rule import REWRITABLE
 
@@ -230,6 +232,10 @@ def _others(job: Job, data: Mapping[str, Any]) -> Result:
     result = Result(job.case, job.do, "not run")
     made, safety = pickle.loads(_made(job, job.do.removeprefix("others ")).read_bytes())
     before = (job.folder / f"{job.case}.onnx").read_bytes()
+    nodes = [n for model in (before, made) for n in onnx.ModelProto.FromString(model).graph.node]
+    if drawn := sorted({op for n in nodes for _, op in operators(n)} & RANDOM):
+        result.why = f"{drawn[0]} draws other numbers on every run"
+        return result
     outcomes: list[hard.Outcome] = []
     for by in (hard.Loaded, hard.Evaluated):
         try:
