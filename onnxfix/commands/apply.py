@@ -12,6 +12,8 @@ from onnxfix.commands.common import (
     add_format,
     add_freezing,
     add_loudness,
+    add_plugins,
+    add_plugins_use,
     add_target,
     emit,
     end,
@@ -64,14 +66,8 @@ def _add_apply(commands: Any) -> None:
         "or keep it and say so (default: undo)",
     )  # fmt: skip
     command.add_argument("--inputs", metavar="DATA", help="inputs for the parity: .npz, or Polygraphy's .json")
-    command.add_argument(
-        "--plugins", metavar="LIB", action="append", default=[],
-        help="a library of plugins that TensorRT loads before it parses and builds; may be repeated",
-    )  # fmt: skip
-    command.add_argument(
-        "--plugins-use", metavar="NAME,NAME", type=names, action="extend", default=[],
-        help="TensorRT plugins that rules may write into the model, such as EfficientNMS_ONNX_TRT",
-    )  # fmt: skip
+    add_plugins(command)
+    add_plugins_use(command)
     command.add_argument("--build", metavar="PLAN", help="also build an engine and write it there")
     command.add_argument("--report", metavar="FILE", help="also write the whole report there, as JSON")
     command.add_argument("--dry-run", action="store_true", help="show what would change; prove and write nothing")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from onnxfix.commands.common import FINE, REFUSED, UNPROVED, add_format, emit, end, names
+from onnxfix.commands.common import FINE, REFUSED, UNPROVED, add_format, add_plugins, emit, end, names
 
 
 def add(commands: Any) -> None:
@@ -40,9 +40,7 @@ def add(commands: Any) -> None:
     command.add_argument("--warmup", metavar="N", type=int, default=5, help="runs before, not counted (default: 5)")
     command.add_argument("--rounds", metavar="N", type=int, default=10, help="shares of the time (default: 10)")
     command.add_argument("--threads", metavar="N", type=int, default=0, help="of ONNX Runtime (default: by processors)")
-    command.add_argument(
-        "--plugins", metavar="LIB", action="append", default=[], help="a library of plugins for TensorRT; several times"
-    )
+    add_plugins(command)
     add_format(command)
     command.add_argument("-o", "--output", metavar="FILE", help="write there instead of standard output")
     command.add_argument("-q", "--quiet", action="store_true", help="no progress")

@@ -10,6 +10,7 @@ from onnxfix.commands.common import (
     FINE,
     add_format,
     add_loudness,
+    add_plugins,
     add_target,
     axis_sizes,
     emit,
@@ -45,10 +46,7 @@ def add(commands: Any) -> None:
     add_target(command, "judge the model for this target too (default: the TensorRT at hand)")
     _add_precision(command)
     _add_settings(command)
-    command.add_argument(
-        "--plugins", metavar="LIB", action="append", default=[],
-        help="a library of plugins that TensorRT loads before it parses and builds; may be repeated",
-    )  # fmt: skip
+    add_plugins(command)
     command.add_argument(
         "--require", metavar="PROOFS", type=names, action="extend", default=[],
         help="proofs without which nothing is written, separated by commas: parse, precision, readback; "

@@ -11,11 +11,11 @@ from onnxfix.commands.common import (
     add_format,
     add_freezing,
     add_loudness,
+    add_plugins_use,
     add_target,
     axis_sizes,
     emit,
     end,
-    names,
     tolerance,
     why,
 )
@@ -90,10 +90,7 @@ def _add_building(command: argparse.ArgumentParser) -> None:
     group.add_argument("--sparse-weights", action="store_true", help="use 2:4 sparsity where it is")
     group.add_argument("--strongly-typed", action="store_true", help="take the precision from the model")
     group.add_argument("--version-compatible", action="store_true", help="let newer TensorRTs run the engine too")
-    group.add_argument(
-        "--plugins-use", metavar="NAME,NAME", type=names, action="extend", default=[],
-        help="TensorRT plugins that rules may write into the model",
-    )  # fmt: skip
+    add_plugins_use(group)
 
 
 def _add_judging(command: argparse.ArgumentParser) -> None:

@@ -93,6 +93,20 @@ def _name_and_sizes(text: str) -> tuple[str, list[int | None]]:
     return name, [None if s == "?" else int(s) for s in given]
 
 
+def add_plugins(command: argparse._ActionsContainer) -> None:
+    command.add_argument(
+        "--plugins", metavar="LIB", action="append", default=[],
+        help="a library of plugins that TensorRT loads first; may be given several times",
+    )  # fmt: skip
+
+
+def add_plugins_use(command: argparse._ActionsContainer) -> None:
+    command.add_argument(
+        "--plugins-use", metavar="NAME,NAME", type=names, action="extend", default=[],
+        help="TensorRT plugins that rules may write into the model, such as EfficientNMS_ONNX_TRT",
+    )  # fmt: skip
+
+
 def add_loudness(command: argparse.ArgumentParser, verbose: str, quiet: str = "no progress") -> None:
     loudness = command.add_mutually_exclusive_group()
     loudness.add_argument("-q", "--quiet", action="store_true", help=quiet)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from onnxfix.commands.common import FINE, WRONG, add_format, add_target, emit, end
+from onnxfix.commands.common import FINE, WRONG, add_format, add_plugins, add_target, emit, end
 
 
 def add(commands: Any) -> None:
@@ -38,9 +38,7 @@ def add(commands: Any) -> None:
     add_target(check, "judge for this instead of this machine")
     check.add_argument("--compute-capability", metavar="CC", default="", help="of the GPU it is to run on, e.g. 8.6")
     check.add_argument("--model", metavar="MODEL", type=Path, help="compare inputs and outputs with this .onnx file's")
-    check.add_argument(
-        "--plugins", metavar="LIB", action="append", default=[], help="a library of plugins; several too"
-    )
+    add_plugins(check)
     add_format(check)
     check.set_defaults(run=_check)
     show = group.add_parser(
