@@ -245,10 +245,7 @@ def _check(
             frozen=frozen,
         )
     # Dynamic axes are built at a size that is known to work: the first at which the original ran.
-    parity = report.check("parity")
-    sizes: list[dict[str, int]] = parity.figures.get("sizes", []) if parity else []
-    dims = {symbol: (size, size, size) for symbol, size in sizes[0].items()} if sizes else {}
-    return prove.build(path, plan, options.read(ruleset.build, dims=dims))
+    return prove.build(path, plan, options.read(ruleset.build, dims=prove.proved_sizes(report)))
 
 
 def _findings(graph: Graph, goal: matrix.Target, ruleset: RuleSet) -> tuple[Finding, ...]:

@@ -272,17 +272,13 @@ def _drawn(
         raise RequestError(f"{model}: no dynamic axis called '{unknown[0]}'; there are {', '.join(parts) or 'none'}")
     shapes = [(t.name, i, d) for t in runner.inputs for i, d in enumerate(t.shape) if isinstance(d, str)]
     elsewhere = {dim: known[name, i] for name, i, dim in shapes if (name, i) in known}
-    reason = ""
-    for chosen in feeds.sizes(parts, {**elsewhere, **dims}):
-        for draw in () if feeds.too_large(runner.inputs, chosen) else feeds.draws(runner.inputs, chosen):
-            sample = feeds.seeded(runner.inputs, draw, seed)
-            try:
-                runner.run(sample)
-            except BackendError as error:
-                reason = reason or str(error)
-                continue
-            return sample, f"drawn, seed {seed}: " + ", ".join(_words(n, a) for n, a in sample.items())
-    raise BackendError(f"{reason or 'too large'}; give some with --inputs")
+    failing: list[str] = []
+    tries = feeds.sizes(parts, {**elsewhere, **dims})
+    ways = feeds.working(runner.run, runner.inputs, tries, seed, failing, most=1)
+    if not ways:
+        raise BackendError(f"{failing[0]}; give some with --inputs")
+    sample = feeds.seeded(runner.inputs, ways[0], seed)
+    return sample, f"drawn, seed {seed}: " + ", ".join(_words(n, a) for n, a in sample.items())
 
 
 def _words(name: str, array: Any) -> str:

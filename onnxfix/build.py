@@ -21,7 +21,7 @@ from onnxfix import __version__, api, backends, calibration, catalog, inspection
 from onnxfix import plan as plans
 from onnxfix import precision as precisions
 from onnxfix.api import PathLike, Progress
-from onnxfix.backends import images, ort, trt
+from onnxfix.backends import ort, trt
 from onnxfix.backends.options import BuildOptions, fitting, read, unsupported
 from onnxfix.calibration import Data
 from onnxfix.catalog import RuleSet
@@ -75,7 +75,7 @@ def build(
     wanted = _wanted(
         options or read(section),
         precision or section.get("precision", ""),
-        data or _data(section),
+        data or Data.of(section),
         calibrator or section.get("calibrator", "entropy"),
         calibration_cache or section.get("calibration_cache"),
     )
@@ -131,13 +131,6 @@ def _wanted(
 def _typed(options: BuildOptions) -> bool:
     """Whether the network takes its precision from the model, by wish or for want of flags."""
     return options.strongly_typed or "FP16" not in trt.shared().abilities().flags
-
-
-def _data(section: Mapping[str, Any]) -> Data | None:
-    if "calibrate" not in section:
-        return None
-    preprocess = images.parse(section["preprocess"]) if "preprocess" in section else None
-    return Data(section["calibrate"], preprocess)
 
 
 def _goal(about: trt.About, target: str) -> matrix.Target:
@@ -270,10 +263,7 @@ class _Run:
     def _sized(self, report: Report) -> BuildOptions:
         """The options, dynamic axes that nothing was said of at a size that is known to work."""
         options = self.wanted.options
-        parity = report.check("parity")
-        sizes: list[dict[str, int]] = parity.figures.get("sizes", []) if parity else []
-        ran = {symbol: (size, size, size) for symbol, size in sizes[0].items()} if sizes else {}
-        return replace(options, dims={**ran, **options.dims})
+        return replace(options, dims={**prove.proved_sizes(report), **options.dims})
 
     def _made_precise(self, options: BuildOptions, checks: list[Check]) -> BuildOptions:
         """Give the network its precision: in the graph, or by calibration; a mere flag is among the options already."""

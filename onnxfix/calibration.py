@@ -21,13 +21,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import onnx
 from onnx import TensorProto
 
 from onnxfix import shapes
-from onnxfix.backends import BackendError, feeds, images, ort
+from onnxfix.backends import feeds, images, ort
 from onnxfix.errors import RequestError
-from onnxfix.model import Model, external_path, is_external, load, one_line, write_atomic
+from onnxfix.model import Model, external_path, is_external, load, one_line, tapped, write_atomic
 
 CALIBRATORS = ("entropy", "percentile", "minmax")
 NORMAL = 2.0**-14  # the smallest FP16 number with all its digits
@@ -58,6 +57,13 @@ class Data:
     preprocess: images.Preprocessing | None = None
     samples: int = 500  # at most so many are taken
     seeds: tuple[int, ...] = (0, 1, 2)
+
+    @classmethod
+    def of(cls, section: Mapping[str, Any]) -> Data | None:
+        """What the `build:` of a rule file calibrates on, None when it says nothing of that."""
+        if "calibrate" not in section:
+            return None
+        return cls(section["calibrate"], images.parse(section["preprocess"]) if "preprocess" in section else None)
 
     def __str__(self) -> str:
         return Path(self.path).name if self.path else f"seeds {', '.join(map(str, self.seeds))}"
@@ -146,18 +152,11 @@ def _seeded(
     """Drawn inputs at the first size the model runs at, in the first way it takes them there."""
     if why := feeds.unfillable(inputs):
         raise RequestError(f"{why}, which can't be drawn; give inputs as .npz")
-    reason = "none"
-    for chosen in feeds.sizes(feeds.axes(inputs), {}):
-        if feeds.too_large(inputs, chosen):
-            continue
-        for draw in feeds.draws(inputs, chosen):
-            try:
-                run(feeds.seeded(inputs, draw, seeds[0]))
-            except BackendError as error:
-                reason = str(error)
-                continue
-            return (feeds.seeded(inputs, draw, seed) for seed in seeds)
-    raise RequestError(f"the model runs on no inputs drawn: {reason}; give data")
+    failing: list[str] = []
+    ways = feeds.working(run, inputs, feeds.sizes(feeds.axes(inputs), {}), seeds[0], failing, most=1)
+    if not ways:
+        raise RequestError(f"the model runs on no inputs drawn: {failing[0]}; give data")
+    return (feeds.seeded(inputs, ways[0], seed) for seed in seeds)
 
 
 def _loader(path: str | Path) -> tuple[Path, str] | None:
@@ -423,14 +422,10 @@ class _Tapped:
     """A model that gives these of its values."""
 
     def __init__(self, model: Model, names: Sequence[str]) -> None:
-        proto = onnx.ModelProto()
-        proto.CopyFrom(model.proto)
-        inputs = {v.name for v in proto.graph.input}
-        known = {v.name for v in proto.graph.output}
+        inputs = {v.name for v in model.proto.graph.input}
         self._given = [n for n in names if n in inputs]
         self._made = [n for n in names if n not in inputs]
-        proto.graph.output.extend(onnx.ValueInfoProto(name=n) for n in self._made if n not in known)
-        self._session = ort.Session(proto.SerializeToString(), model.directory, exact=False)
+        self._session = ort.Session(tapped(model, self._made).SerializeToString(), model.directory, exact=False)
         self.inputs = self._session.inputs
 
     def run(self, sample: feeds.Feeds) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -90,6 +90,15 @@ def load(path: str | os.PathLike[str]) -> Model:
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror}") from None
     return Model(parse(data, path), path, hashlib.sha256(data).hexdigest())
+
+
+def tapped(model: Model, names: Iterable[str]) -> onnx.ModelProto:
+    """A copy of the model that gives these inner values of the main graph as outputs too."""
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.proto)
+    known = {v.name for v in proto.graph.output}
+    proto.graph.output.extend(onnx.ValueInfoProto(name=n) for n in names if n not in known)
+    return proto
 
 
 def file_sha256(path: Path) -> str:

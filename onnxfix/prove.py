@@ -25,7 +25,7 @@ from onnxfix.backends.metrics import Metric
 from onnxfix.errors import ModelError, OnnxfixError, RequestError, UnavailableError
 from onnxfix.graph import Graph, Node
 from onnxfix.model import load, one_line
-from onnxfix.report import Check, Effect, Finding, Safety, Status, Where
+from onnxfix.report import Check, Effect, Finding, Report, Safety, Status, Where
 
 Progress = Callable[[str, "float | None"], None]
 
@@ -254,6 +254,13 @@ class _Samples:
 
     def late(self) -> bool:
         return time.monotonic() > self.deadline
+
+
+def proved_sizes(report: Report) -> dict[str, tuple[int, int, int]]:
+    """Sizes of the dynamic axes that are known to work, as (min, opt, max): the first at which the parity ran."""
+    check = report.check("parity")
+    sizes: list[dict[str, int]] = check.figures.get("sizes", []) if check else []
+    return {axis: (size, size, size) for axis, size in (sizes[0] if sizes else {}).items()}
 
 
 def parity(

@@ -27,7 +27,7 @@ from onnxfix.backends.metrics import Metric
 from onnxfix.cutting import write_inlined
 from onnxfix.errors import OnnxfixError, RequestError
 from onnxfix.graph import FROM_KEY, RULE_KEY, Graph, Node
-from onnxfix.model import PROTOBUF_LIMIT, Model, load
+from onnxfix.model import PROTOBUF_LIMIT, Model, load, tapped
 from onnxfix.report import Check, Safety, Status
 
 BATCH_BYTES = 256 << 20  # of values held at a time, on either side
@@ -359,10 +359,7 @@ def _apart(pair: Pair, results: Sequence[Compared]) -> bool:
 @contextlib.contextmanager
 def _tapped(graph: Graph, names: Sequence[str]) -> Iterator[Any]:
     """The model with inner values as outputs, in ONNX Runtime or else in the reference evaluator."""
-    model = onnx.ModelProto()
-    model.CopyFrom(graph.model.proto)
-    known = set(graph.output_names)
-    model.graph.output.extend(onnx.ValueInfoProto(name=n) for n in names if n not in known)
+    model = tapped(graph.model, names)
     if model.ByteSize() > PROTOBUF_LIMIT:
         raise BackendError("the model exceeds protobuf's 2 GiB")
     data = model.SerializeToString()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,19 +19,10 @@ from onnxfix.backends.trt import BuildOptions
 from onnxfix.errors import RequestError
 from onnxfix.report import Check, Effect, Safety, Status, Where, from_dict, to_dict
 
+pytestmark = pytest.mark.usefixtures("only_rtx")
 needs_rtx = pytest.mark.skipif(bool(backends.absent("tensorrt_rtx")), reason=backends.absent("tensorrt_rtx"))
 
 HEAD = '<ir_version: 8, opset_import: ["": 18]>\n'
-
-
-@pytest.fixture(scope="module", autouse=True)
-def rtx() -> Iterator[None]:
-    """These tests judge what TensorRT-RTX says, even where TensorRT is installed too."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(trt.FLAVOUR_VARIABLE, "tensorrt_rtx")
-        prove.close()
-        yield
-    prove.close()
 
 
 def write(folder: Path, text: str, name: str = "model.onnx") -> Path:

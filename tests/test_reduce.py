@@ -6,7 +6,7 @@ import os
 import random
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,19 +23,11 @@ from onnxfix.judges import Failure
 from onnxfix.model import load
 from onnxfix.trial import Worker
 
+pytestmark = pytest.mark.usefixtures("only_rtx")
 needs_rtx = pytest.mark.skipif(bool(backends.absent("tensorrt_rtx")), reason=backends.absent("tensorrt_rtx"))
 needs_signals = pytest.mark.skipif(os.name == "nt", reason="stops and kills a process by POSIX signals")
 
 HEAD = '<ir_version: 8, opset_import: ["": 18, "com.microsoft": 1]>\n'
-
-
-@pytest.fixture(scope="module", autouse=True)
-def rtx() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(trt.FLAVOUR_VARIABLE, "tensorrt_rtx")
-        prove.close()
-        yield
-    prove.close()
 
 
 def write(folder: Path, text: str, name: str = "model.onnx") -> Path:

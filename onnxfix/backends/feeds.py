@@ -127,7 +127,7 @@ def working(
     tries: Iterable[Sizes],
     seed: int,
     failing: list[str],
-    late: Callable[[], bool],
+    late: Callable[[], bool] = lambda: False,
     most: int | None = None,
 ) -> list[Draw]:
     """The ways to fill the inputs (`most` of them) that `run` takes at the first of these sizes at which it takes any.

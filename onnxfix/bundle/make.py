@@ -13,7 +13,7 @@ from onnx import TensorProto
 
 from onnxfix import __version__, api, boards, calibration, catalog, matrix, prove, shapes
 from onnxfix import freeze as freezing
-from onnxfix.backends.images import Preprocessing, parse
+from onnxfix.backends.images import Preprocessing
 from onnxfix.backends.metrics import Metric
 from onnxfix.backends.options import (
     CALIBRATORS,
@@ -113,8 +113,7 @@ def bundle(
     options = options or read(section)
     precision = precision or section.get("precision", "")
     calibrator = calibrator or section.get("calibrator", "entropy")
-    if data is None and "calibrate" in section:
-        data = calibration.Data(section["calibrate"], parse(section.get("preprocess", "")))
+    data = data or calibration.Data.of(section)
     if precision not in ("", "fp32", *PRECISION_FLAGS):
         raise RequestError(f"no precision '{precision}' here; there are fp32, {', '.join(PRECISION_FLAGS)}")
     flag: dict[str, Any] = {precision: True} if precision in PRECISION_FLAGS else {}
@@ -144,7 +143,7 @@ def bundle(
         frozen = freezing.apply(load(source), freeze, set_shape)[1]
         dims = samples.sizes(final, options, preprocessing)
         if inputs is None:  # what nothing was said of gets the first size at which the original ran
-            dims = {**samples.proved_sizes(report), **dims}
+            dims = {**prove.proved_sizes(report), **dims}
         runnable = source if plugins else folder / "model.onnx"  # plugins run in TensorRT only
         drawn = samples.draw(source, runnable, report, inputs, preprocessing, frozen, dims)
         outputs = [value.name for value in final.proto.graph.output]

@@ -53,13 +53,6 @@ def sizes(model: Model, options: BuildOptions, how: Preprocessing | None) -> dic
     return found
 
 
-def proved_sizes(report: Report) -> dict[str, tuple[int, int, int]]:
-    """The first sizes of the dynamic axes at which `apply` compared the models."""
-    parity = report.check("parity")
-    sizes: list[dict[str, int]] = parity.figures.get("sizes", []) if parity else []
-    return {axis: (n, n, n) for axis, n in (sizes[0] if sizes else {}).items()}
-
-
 def _image_sizes(
     inputs: Mapping[str, tuple[int | str, ...]], how: Preprocessing | None
 ) -> dict[str, tuple[int, int, int]]:

@@ -5,7 +5,17 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from onnxfix.commands.common import FINE, REFUSED, UNPROVED, add_format, add_plugins, emit, end, names
+from onnxfix.commands.common import (
+    FINE,
+    REFUSED,
+    UNPROVED,
+    add_format,
+    add_plugins,
+    emit,
+    end,
+    names,
+    preprocessing,
+)
 
 
 def add(commands: Any) -> None:
@@ -49,7 +59,6 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from onnxfix import bench
-    from onnxfix.backends import images
     from onnxfix.render import bench as shown
     from onnxfix.render import progress
 
@@ -58,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
             args.paths,
             against=args.against,
             inputs=args.inputs,
-            preprocessing=images.parse(args.preprocess) if args.preprocess else None,
+            preprocessing=preprocessing(args),
             dims=dict(args.dims),
             seed=args.seed,
             seconds=args.seconds,

@@ -16,6 +16,7 @@ from onnxfix.commands.common import (
     emit,
     end,
     names,
+    preprocessing,
     why,
 )
 
@@ -129,7 +130,7 @@ _SETTINGS = (
 
 def _build(args: argparse.Namespace) -> int:
     from onnxfix import api, build, catalog
-    from onnxfix.backends import images, options
+    from onnxfix.backends import options
     from onnxfix.render import progress, text
 
     rules = catalog.load_set(args.rules) if args.rules else None
@@ -139,7 +140,7 @@ def _build(args: argparse.Namespace) -> int:
             given[name] = dict(given[name])
     data = None
     if args.calibrate:
-        data = build.Data(args.calibrate, images.parse(args.preprocess) if args.preprocess else None)
+        data = build.Data(args.calibrate, preprocessing(args))
     with progress.shown(not args.quiet) as bar:
         done = build.build(
             args.model,

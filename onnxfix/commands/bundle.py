@@ -16,6 +16,7 @@ from onnxfix.commands.common import (
     axis_sizes,
     emit,
     end,
+    preprocessing,
     tolerance,
     why,
 )
@@ -143,11 +144,11 @@ def _read(args: argparse.Namespace) -> int:
 
 def _make(args: argparse.Namespace) -> int:
     from onnxfix import api, bundle, calibration, catalog
-    from onnxfix.backends import images, metrics, options
+    from onnxfix.backends import metrics, options
     from onnxfix.render import bundle as render
     from onnxfix.render import progress
 
-    how = images.parse(args.preprocess) if args.preprocess else None
+    how = preprocessing(args)
     rules = catalog.load_set(args.rules, args.plugins_use)
     labels = _label_names(args.labels)
     kind = bundle.Nvinfer(args.deepstream, labels, args.classes, args.parser) if args.deepstream else None

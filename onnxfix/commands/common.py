@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from onnxfix.backends.images import Preprocessing
     from onnxfix.render.layout import Block
     from onnxfix.report import Report
     from onnxfix.rule import Rule
@@ -129,6 +130,13 @@ def add_preprocess(command: argparse.ArgumentParser) -> None:
         help="how an image becomes an input: size=HEIGHTxWIDTH, layout=nchw|nhwc, color=rgb|bgr|gray, scale=255, "
         "mean=A/B/C, std=A/B/C, fit=stretch|letterbox|crop, input=NAME, limit=16",
     )  # fmt: skip
+
+
+def preprocessing(args: argparse.Namespace) -> Preprocessing | None:
+    """How an image becomes an input, None when --preprocess was not given."""
+    from onnxfix.backends import images
+
+    return images.parse(args.preprocess) if args.preprocess else None
 
 
 def axis_sizes(text: str) -> tuple[str, tuple[int, int, int]]:

@@ -5,7 +5,17 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from onnxfix.commands.common import EXIT_STATUS, FINE, REFUSED, UNPROVED, add_format, add_loudness, emit, end
+from onnxfix.commands.common import (
+    EXIT_STATUS,
+    FINE,
+    REFUSED,
+    UNPROVED,
+    add_format,
+    add_loudness,
+    emit,
+    end,
+    preprocessing,
+)
 
 
 def add(commands: Any) -> None:
@@ -68,14 +78,13 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from onnxfix import precision
-    from onnxfix.backends import images
     from onnxfix.errors import RequestError
     from onnxfix.render import precision as shown
     from onnxfix.render import progress
 
     if args.samples < 1:
         raise RequestError("--samples: give 1 or more")
-    how = images.parse(args.preprocess) if args.preprocess else None
+    how = preprocessing(args)
     with progress.shown(not args.quiet) as bar:
         done = precision.convert(
             args.model,

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from onnxfix.commands.common import FINE, add_format, add_preprocess, add_target, emit
+from onnxfix.commands.common import FINE, add_format, add_preprocess, add_target, emit, preprocessing
 
 
 def add(commands: Any) -> None:
@@ -51,7 +51,6 @@ def run(args: argparse.Namespace) -> int:
     from dataclasses import replace
 
     from onnxfix import reduce
-    from onnxfix.backends import images
     from onnxfix.model import write_atomic
     from onnxfix.render import progress, proof
 
@@ -68,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
             memory_mib=args.memory,
             trials=args.trials,
             inputs=args.inputs,
-            preprocessing=images.parse(args.preprocess) if args.preprocess else None,
+            preprocessing=preprocessing(args),
             progress=bar,
         )
     page = Path(found.output).with_suffix(".md")

@@ -15,6 +15,7 @@ from onnxfix.commands.common import (
     add_loudness,
     emit,
     end,
+    preprocessing,
     tolerance,
 )
 
@@ -55,7 +56,7 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from onnxfix import verify
-    from onnxfix.backends import images, metrics
+    from onnxfix.backends import metrics
     from onnxfix.render import progress, proof
 
     with progress.shown(not args.quiet) as bar:
@@ -64,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
             args.after,
             precision=args.precision,
             inputs=args.inputs,
-            preprocessing=images.parse(args.preprocess) if args.preprocess else None,
+            preprocessing=preprocessing(args),
             seeds=args.seeds,
             dims=dict(args.dims),
             tolerances=dict(args.tolerance),

@@ -129,14 +129,6 @@ def rms_norm(edit: Edit, x: str, scale: str, epsilon: float, dtype: int) -> str:
     return str(edit.add("Mul", [emit.cast(edit, str(edit.add("Div", [wide, root])), dtype), scale]))
 
 
-def swap_last(edit: Edit, x: str) -> str:
-    """`x` with its last two axes swapped. Raises Skip when its rank is not known."""
-    rank = edit.graph.rank(x)
-    if rank is None:
-        raise Skip(f"the rank of '{x}' is not known")
-    return x if rank < 2 else emit.transpose(edit, x, [*range(rank - 2), rank - 1, rank - 2])
-
-
 def unread(node: Node, *outputs: int) -> None:
     """Raises Skip when one of these outputs is read."""
     for index in outputs:
